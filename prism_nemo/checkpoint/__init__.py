@@ -1,0 +1,1 @@
+"""Checkpoints: native (distributed, reshardable) and Hugging Face (safetensors, both ways)."""

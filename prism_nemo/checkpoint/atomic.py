@@ -1,0 +1,89 @@
+"""Directories that exist whole or not at all.
+
+A save goes into a fresh temporary directory; it is verified, given a manifest, synced to disk and renamed. Readers
+accept only renamed directories with a manifest whose files have the recorded sizes. So a kill or a full disk at any
+instant leaves the previous checkpoint as it was. (Megatron's own completeness check says True for a save that was
+killed while it overwrote an older, complete checkpoint.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prism_nemo.errors import InputError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+def temporary_name(final: Path) -> Path:
+    """The directory to write into before `publish`."""
+    return final.with_name(f"{final.name}{_TEMPORARY}{os.getpid()}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Make a complete temporary directory the final one.
+
+    Args:
+        temporary: Directory with every file written.
+        final: Name that readers look for; must not exist.
+        manifest: Recorded beside the sizes of all files.
+
+    Raises:
+        InputError: If `final` exists.
+    """
+    if final.exists():
+        raise InputError(f"{final}: already exists; remove it or choose another name")
+    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    record = {**manifest, "files": {str(p.relative_to(temporary)): p.stat().st_size for p in files}}
+    path = temporary / MANIFEST
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    for file in [*files, path]:
+        _sync(file)
+    _sync(temporary)
+    os.rename(temporary, final)
+    _sync(final.parent)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read and check the manifest of a published directory.
+
+    Raises:
+        InputError: If the directory is not a published checkpoint, or a file is missing or has another size.
+    """
+    path = directory / MANIFEST
+    if _TEMPORARY in directory.name or not path.is_file():
+        raise InputError(f"{directory}: not a complete prism-nemo checkpoint ({MANIFEST} is missing)")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    for name, size in manifest.get("files", {}).items():
+        file = directory / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing from the checkpoint; copy the whole directory again")
+        if file.stat().st_size != size:
+            raise InputError(f"{file}: has {file.stat().st_size} bytes, the manifest says {size}; copy it again")
+    return manifest
+
+
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Delete temporary directories that a killed save left in `parent`; returns what was removed."""
+    removed = []
+    for path in parent.glob(f"*{_TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+    return removed

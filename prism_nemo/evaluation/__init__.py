@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, scoring and the statistics of both."""

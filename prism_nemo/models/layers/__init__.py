@@ -1,0 +1,1 @@
+"""What Megatron-Core lacks without Transformer Engine: attention, norm and cross entropy on plain torch kernels."""

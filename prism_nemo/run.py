@@ -1,0 +1,115 @@
+"""A run is a directory that a person can read.
+
+``config.yaml`` (as resolved), ``metrics.jsonl`` (one JSON object per line), ``lineage.json`` (parents, versions,
+command), ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prism_nemo.config import to_yaml
+from prism_nemo.errors import InputError
+
+PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "tokenizers", "numpy", "reasoning-gym")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["prism-nemo"] = importlib.metadata.version("prism-nemo")
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunDirectory:
+    """Where one stage writes.
+
+    Args:
+        path: The directory; created if it does not exist.
+        writes: Whether this process writes (rank 0 only); the others share the paths.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+        if writes:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"run_dir {self.path}: cannot be created: {error.strerror}") from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the stage's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    def begin(self, stage: str, config: Any, parents: list[str], resumed_at: int) -> None:
+        """Record the resolved configuration and where this stage comes from."""
+        if not self.writes:
+            return
+        (self.path / "config.yaml").write_text(to_yaml(config))
+        lineage_path = self.path / "lineage.json"
+        starts = []
+        if lineage_path.is_file():
+            starts = json.loads(lineage_path.read_text()).get("starts", [])
+        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": resumed_at, "command": sys.argv})
+        write_json(lineage_path, {"stage": stage, "parents": parents, "versions": versions(), "starts": starts})
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop lines after `step`: a resumed run repeats them."""
+        if not self.writes or not self.metrics_path.is_file():
+            return
+        kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
+        temporary = self.metrics_path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self.metrics_path)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append one line of metrics."""
+        if self.writes:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; a last line that a kill cut short is left out."""
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    raw = path.read_text().splitlines()
+    for number, line in enumerate(raw):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number + 1 < len(raw):
+                raise InputError(f"{path}:{number + 1}: not valid JSON") from None
+    return lines

@@ -1,0 +1,110 @@
+"""The machine, hidden behind one seam: `start()` gives device, process groups, seeds and precision.
+
+Nothing else in the library asks whether CUDA is present.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from prism_nemo.config import ParallelConfig
+from prism_nemo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What this process is: its device, its place in the layout, and which kernels it may use."""
+
+    device: torch.device
+    parallel: ParallelConfig
+    rank: int
+    world_size: int
+    dtype: torch.dtype
+    transformer_engine: bool
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and progress."""
+        return self.rank == 0
+
+
+def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None) -> Runtime:
+    """Join the process group, lay out Megatron's parallel groups, seed every generator.
+
+    Reads torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...); without it, this is the only process.
+
+    Args:
+        parallel: The layout; its product must equal the number of processes.
+        seed: Seeds the weights (equal on all data-parallel ranks) and dropout.
+        dtype: Parameter type; fp32 on CPU and bf16 on GPU when not given.
+
+    Returns:
+        The runtime of this process.
+
+    Raises:
+        InputError: If the layout does not match the number of processes.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if parallel.world_size != world_size:
+        raise InputError(
+            f"layout {parallel.describe()} needs {parallel.world_size} processes, but {world_size} were started"
+        )
+    quiet()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        from prism_nemo.runtime.cuda import has_transformer_engine, select_device
+
+        device, te = select_device(), has_transformer_engine()
+    else:
+        from prism_nemo.runtime import cpu
+
+        cpu.adapt()
+        device, te = torch.device("cpu"), False
+        if world_size > 1:
+            torch.set_num_threads(1)  # more threads than cores was seen to cost a factor of ten
+
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    if not dist.is_initialized():
+        if world_size == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world_size)
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return Runtime(
+        device=device,
+        parallel=parallel,
+        rank=rank,
+        world_size=world_size,
+        dtype=dtype or (torch.bfloat16 if cuda else torch.float32),
+        transformer_engine=te,
+    )
+
+
+def stop() -> None:
+    """Leave the process groups."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def quiet() -> None:
+    """Silence Megatron-Core's notes on packages that this runtime does without on purpose."""
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\..*")

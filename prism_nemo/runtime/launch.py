@@ -1,0 +1,88 @@
+"""Start several processes with torchrun's own machinery and bring their results and errors back.
+
+On a cluster the processes are started by torchrun or Slurm and `launch` is not used. On one machine, workers are forked
+from a server process that has imported torch and Megatron-Core once, so that a stage starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from prism_nemo.errors import PrismError, StoppedEarly
+
+_PRELOAD = ["prism_nemo.runtime.preload"]
+
+
+def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) -> Any:
+    """Run in each process: keep the error, whole, for the parent to raise again."""
+    try:
+        return function(*args)
+    except BaseException as error:
+        rank = os.environ.get("RANK", "0")
+        text = traceback.format_exc()
+        known = error if isinstance(error, PrismError) else None
+        Path(errors, f"rank{rank}").write_bytes(pickle.dumps((known, text)))
+        raise
+
+
+def _raise_first(errors: Path) -> None:
+    """Raise the error that explains the failure: one of ours if any rank had one, else the first traceback."""
+    found = [pickle.loads(path.read_bytes()) for path in sorted(errors.iterdir())]
+    for known, _ in found:
+        if known is not None:
+            raise known
+    if found:
+        raise PrismError(f"a process failed:\n{found[0][1]}")
+
+
+def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
+    """Run ``function(*args)`` in `processes` processes that can join one process group.
+
+    Args:
+        function: A module-level function.
+        args: Picklable arguments, the same for every rank.
+        processes: How many; also with one, so that a stage leaves no state behind in the caller.
+
+    Returns:
+        What rank 0 returned.
+
+    Raises:
+        PrismError: What a rank raised (also InputError and StoppedEarly), or one with its traceback.
+    """
+    with tempfile.TemporaryDirectory(prefix="prism-nemo-") as errors:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=f"prism-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            max_restarts=0,
+            monitor_interval=0.05,
+            start_method="forkserver",
+        )
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        try:
+            results = elastic_launch(config, _worker)(function, args, errors)
+        except ChildFailedError as error:
+            _raise_first(Path(errors))
+            raise PrismError(f"a process ended without a message (killed, or out of memory?): {error}") from error
+        except SignalException as error:
+            _raise_first(Path(errors))
+            name = signal.Signals(error.sigval).name
+            raise StoppedEarly(f"stopped by {name}; run the same command again to continue") from error
+        return results[0]
