@@ -96,6 +96,8 @@ class MidtrainConfig:
     seq_length: int = 8192
     micro_batch_size: int = 1
     global_batch_size: int = 128
+    init_method_std: float = 0.02  # used only when init_from is None, as is the next
+    embedding_init_method_std: float = 0.02
     eval_interval: int = 500
     log_interval: int = 10
     max_seconds: float | None = None  # stop cleanly, with a checkpoint, after this many seconds

@@ -132,9 +132,7 @@ def _export_worker(checkpoint: str, out: str, dtype: torch.dtype, tokenizer: str
     stop()
 
 
-def export_hf(
-    checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32, tokenizer: Path | None = None
-) -> None:
+def export_hf(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32, tokenizer: Path | None = None) -> None:
     """Native checkpoint, saved at any layout, to a Hugging Face folder.
 
     Raises:
@@ -146,7 +144,9 @@ def export_hf(
     launch(_export_worker, str(checkpoint), str(out), dtype, str(tokenizer) if tokenizer else None)
 
 
-def _verify_worker(hf_dir: str, checkpoint: str, parallel: ParallelConfig, batch: int, length: int, seed: int) -> object:
+def _verify_worker(
+    hf_dir: str, checkpoint: str, parallel: ParallelConfig, batch: int, length: int, seed: int
+) -> object:
     from megatron.core import parallel_state
     from transformers import AutoModelForCausalLM
 
@@ -162,7 +162,9 @@ def _verify_worker(hf_dir: str, checkpoint: str, parallel: ParallelConfig, batch
     ours = forward_logits(model, tokens)
     result = None
     if ours is not None and parallel_state.get_tensor_model_parallel_rank() == 0:
-        reference = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32, attn_implementation="sdpa")
+        reference: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            hf_dir, dtype=torch.float32, attn_implementation="sdpa"
+        )
         with torch.no_grad():
             theirs = reference.to(runtime.device).eval()(input_ids=tokens).logits.float()
         result = compare_logits(ours[..., : architecture.vocab_size], theirs)

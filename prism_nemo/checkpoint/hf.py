@@ -88,7 +88,7 @@ class HFReader:
         Raises:
             InputError: Naming the first such tensor.
         """
-        expected = set()
+        expected: set[str] = set()
         for mapping, layer in expand(table_of(architecture), architecture):
             expected.update(mapping.at(layer)[1])
         missing = sorted(expected - self.names())

@@ -95,7 +95,10 @@ def save(
     if state is not None:
         rng: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(rng, torch.get_rng_state())
-        content["state"] = {**vars(state), "rng": rng, "layout": _layout()}
+        # Megatron saves rank 0's copy and complains about any other; clocks differ between ranks.
+        values = [vars(state)]
+        dist.broadcast_object_list(values, src=0)
+        content["state"] = {**values[0], "rng": rng, "layout": _layout()}
     try:
         dist_checkpointing.save(content, str(temporary), content_metadata=None)
         _barrier()

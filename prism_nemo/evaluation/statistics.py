@@ -160,7 +160,7 @@ def clustered_interval(correct: Sequence[Sequence[float]], confidence: float = 0
     share = float(means.mean())
     if all(outcomes.size == 1 and outcomes[0] in (0, 1) for outcomes in questions):
         return wilson_interval(int(means.sum()), n, confidence)
-    if n == 1 or np.ptp(means) == 0:
+    if np.ptp(means) == 0:  # also for a single question
         return _wilson(share, n, z)
     error_squared = float(means.var(ddof=1)) / n
     effective = share * (1 - share) / error_squared * (z / _t(confidence, n - 1)) ** 2

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from prism_nemo.models.family import Architecture
 from prism_nemo.models.layers.attention import SDPACoreAttention
+from prism_nemo.models.layers.mlp import GatedMLP
 from prism_nemo.models.layers.norm import RMSNorm
 from prism_nemo.models.layers.rope import inverse_frequencies
 from prism_nemo.runtime import Runtime
@@ -34,8 +35,9 @@ class GPT(GPTModel):
     def __init__(self, architecture: Architecture, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.architecture = architecture
-        rope = inverse_frequencies(architecture.rope, architecture.kv_channels)
-        self.rotary_pos_emb.inv_freq = rope.to(self.rotary_pos_emb.inv_freq.device)
+        if hasattr(self, "rotary_pos_emb"):
+            rope = inverse_frequencies(architecture.rope, architecture.kv_channels)
+            self.rotary_pos_emb.inv_freq = rope.to(self.rotary_pos_emb.inv_freq.device)
         if self.post_process:
             rows = self.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
             first = rows * parallel_state.get_tensor_model_parallel_rank()
@@ -96,13 +98,20 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
     return TransformerConfig(**{**values, **overrides})
 
 
-def _layer_specs(config: TransformerConfig, transformer_engine: bool) -> ModuleSpec | TransformerBlockSubmodules:
+def _layer_specs(
+    architecture: Architecture, config: TransformerConfig, transformer_engine: bool
+) -> ModuleSpec | TransformerBlockSubmodules:
+    """Transformer Engine's layers where it is installed; Megatron's local ones with torch kernels elsewhere."""
     if transformer_engine:
         return get_gpt_layer_with_transformer_engine_spec()
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = SDPACoreAttention
+    layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+        module=SDPACoreAttention,
+        params={"inv_freq": inverse_frequencies(architecture.rope, architecture.kv_channels)},
+    )
+    layer.submodules.mlp.module = GatedMLP
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
@@ -124,13 +133,14 @@ def build_model(architecture: Architecture, runtime: Runtime, seq_length: int | 
     return GPT(
         architecture,
         config=config,
-        transformer_layer_spec=_layer_specs(config, runtime.transformer_engine),
+        transformer_layer_spec=_layer_specs(architecture, config, runtime.transformer_engine),
         vocab_size=architecture.padded_vocab_size(layout.tensor_model_parallel_size),
         max_sequence_length=seq_length or architecture.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
-        position_embedding_type="rope",
+        # Without Transformer Engine the core attention rotates queries and keys itself.
+        position_embedding_type="rope" if runtime.transformer_engine else "none",
         rotary_base=int(architecture.rope.theta),
     ).to(runtime.device)

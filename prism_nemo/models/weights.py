@@ -118,7 +118,7 @@ class VocabParallel(Replicated):
 
 @dataclass(frozen=True)
 class GatedMLP(WeightMapping):
-    """Gate and up projections in one matrix, [gate; up]; each half is cut on its own, so a rank holds [gate_r; up_r]."""
+    """Gate and up projections in one matrix, [gate; up]; each half is cut on its own: a rank holds [gate_r; up_r]."""
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """2 x [ffn, hidden] -> [2 ffn, hidden]."""

@@ -76,8 +76,8 @@ def line_chart(
     y_label: str,
     y_format: Format = decimal,
     y_range: tuple[float, float] | None = None,
-    width: float = 500,
-    height: float = 250,
+    width: float = 440,
+    height: float = 230,
 ) -> Markup:
     """Draws curves over steps: the smoothed line, the range of what it was smoothed from, and a legend.
 
@@ -93,7 +93,7 @@ def line_chart(
     """
     drawn = [one for one in series if any(math.isfinite(value) for value in one.y)]
     if not drawn:
-        return nothing(width, height, title)
+        return nothing(width, title)
     legend, legend_height = _legend(drawn, width)
     top, bottom = legend_height + 30.0, legend_height + height - 40.0
     finite_x = [px for one in drawn for px, py in zip(one.x, one.y, strict=True) if math.isfinite(py)]
@@ -137,7 +137,7 @@ def interval_rows(
     """
     known = [value for row in rows for value in (row.value, row.low, row.high, row.second) if value is not None]
     if not any(row.value is not None for row in rows):
-        return nothing(width, 30.0 + 46 * len(rows), title)
+        return nothing(width, title)
     row_height, top = 46.0, 4.0
     bottom = top + row_height * len(rows)
     low, high = x_range or span(known, pad=0.1)
@@ -168,7 +168,7 @@ def horizontal_bars(
     tick_format: Format | None = None,
     x_range: tuple[float, float] | None = None,
     labels: float = 190,
-    width: float = 500,
+    width: float = 440,
 ) -> Markup:
     """Draws horizontal bars, grouped under headings; with `start` set they make a time line.
 
@@ -182,7 +182,7 @@ def horizontal_bars(
     """
     ends = [bar.start + bar.value for bar in bars if bar.value is not None and math.isfinite(bar.value)]
     if not ends:
-        return nothing(width, 120, title)
+        return nothing(width, title)
     low, high = x_range or (0.0, max(ends))
     if high <= low:
         high = low + 1.0
@@ -196,7 +196,7 @@ def horizontal_bars(
             y += 28
         parts.append(_bar(bar, across, y, labels, width))
         y += 23
-    places = ticks(low, high, 5)
+    places = ticks(low, high, max(2, min(5, int((across.end - across.start) / 38))))
     step = places[1] - places[0] if len(places) > 1 else 1.0
     grid = []
     for place in places:
@@ -231,9 +231,9 @@ def heat_strip(
     """
     known = [value for _, values in rows for value in values if value is not None and math.isfinite(value)]
     if not known:
-        return nothing(width, 80, title)
+        return nothing(width, title)
     reach = max(least_reach, *(abs(value - centre) for value in known))
-    labels = 236.0 if width > 600 else 148.0
+    labels = 160.0 if width > 600 else 148.0
     cell = (width - labels - 8) / max(1, len(columns))
     parts = []
     for row, (label, values) in enumerate(rows):

@@ -85,7 +85,12 @@ def clean(text: str, limit: int | None = None) -> str:
         text: What the model or the data said.
         limit: Cut after this many characters and say so; None keeps everything.
     """
-    shown = "".join(character if _printable(character) else "\N{REPLACEMENT CHARACTER}" for character in text)
+    # Most text is plain; this check of the whole is far cheaper than one per character.
+    shown = (
+        text
+        if text.isprintable()
+        else "".join(character if _printable(character) else "\N{REPLACEMENT CHARACTER}" for character in text)
+    )
     if limit is not None and len(shown) > limit:
         return f"{shown[:limit]} […cut, {len(shown) - limit:,} more characters]"
     return shown

@@ -78,7 +78,7 @@ def headlines(record: Record) -> list[Headline]:
     means = {key: mean_accuracy(record, key, tasks) for key in HEADLINE_STAGES}
     over = f"mean accuracy over {len(tasks)} task {'family' if len(tasks) == 1 else 'families'}"
     middle = _change("Mid-training", over, means["base"], means["midtrained"])
-    after = _change("RL on top of it", "mean accuracy", means["midtrained"], means["prism_rl"])
+    after = _change("RL on top of it", over, means["midtrained"], means["prism_rl"])
     alone = means["base_rl"]
     if alone is not None:
         after += f" The same RL straight on the base reached {percent(alone.value)}."
@@ -103,7 +103,7 @@ def _retention_headline(record: Record) -> Headline:
         meaning = "no change that three decimals show"
     else:
         meaning = "a rise, so some of it was forgotten" if change > 0 else "a fall, so nothing was lost by this measure"
-    said = f"Loss on held-out general text went from {decimal(base)} (base) to {decimal(end)} ({stage(last).label})"
+    said = f"Loss on general text went from {decimal(base)} (base) to {decimal(end)} ({stage(last).label})"
     return Headline("Retention", f"{signed(change)} nats", f"{said}: {meaning}. No interval was measured.", "s-base")
 
 

@@ -31,7 +31,7 @@ def weight_figures(record: Record) -> list[Figure]:
     found = {name: mapping(value) for name, value in mapping(record.summary.get("weights")).items()}
     for name in EXPECTED_WEIGHTS:
         if name not in found:
-            record.missing(f"Weight change {pair(name, '->')[0]}")
+            record.missing(f"Weight change {pair(name, '->').label}")
     names = [name for name in EXPECTED_WEIGHTS if name in found] + [n for n in found if n not in EXPECTED_WEIGHTS]
     figures = [_weight_figure(record, found, names, *measure) for measure in MEASURES]
     layers = [_layer_figure(found, names, *measure) for measure in MEASURES]
@@ -43,17 +43,17 @@ def cka_figure(record: Record) -> Figure:
     found = {name: mapping(value) for name, value in mapping(record.summary.get("cka")).items()}
     for name in EXPECTED_CKA:
         if name not in found:
-            record.missing(f"CKA {pair(name, '/')[0]}")
+            record.missing(f"CKA {pair(name, '/').label}")
     names = [name for name in EXPECTED_CKA if name in found] + [n for n in found if n not in EXPECTED_CKA]
     strips, rows = [], []
     length = max((len(sequence(found[name].get("by_layer"))) for name in names), default=0)
     columns = ["embedding"] + [f"layer {place}" for place in range(1, length)]
     for name in names:
         values = [number(value) for value in sequence(found[name].get("by_layer"))]
-        lowest = record.number(found[name].get("min"), f"CKA {pair(name, '/')[0]}: lowest value")
-        strips.append((pair(name, "/")[0], values))
+        lowest = record.number(found[name].get("min"), f"CKA {pair(name, '/').label}: lowest value")
+        strips.append((pair(name, "/").short, values))
         padded = values + [None] * (length - len(values))
-        rows.append((pair(name, "/")[0], *(decimal(value, 4) for value in padded), decimal(lowest, 4)))
+        rows.append((pair(name, "/").label, *(decimal(value, 4) for value in padded), decimal(lowest, 4)))
     svg = charts.heat_strip(
         strips, columns, title="Similarity of representations (CKA)", value_format=decimal, centre=1.0, least_reach=0.1
     )
@@ -73,20 +73,20 @@ def _weight_figure(
     bars, rows = [], []
     for component in ["all weights", *components]:
         for name in names:
-            label, style = pair(name, "->")
+            two = pair(name, "->")
             whole = component == "all weights"
             source = found[name] if whole else mapping(mapping(found[name].get("by_component")).get(component))
-            what = f"Weight change {label}, {component}: {title.lower()}"
+            what = f"Weight change {two.label}, {component}: {title.lower()}"
             value = record.share(source.get(key), what) if fraction else record.number(source.get(key), what)
             shown = percent(value) if fraction else significant(value)
-            bars.append(charts.Bar(label, style, value, shown, component))
-            rows.append((f"{component}: {label}", shown))
+            bars.append(charts.Bar(two.short, two.style, value, shown, component))
+            rows.append((f"{component}: {two.label}", shown))
     svg = charts.horizontal_bars(
         bars,
         title=title,
         tick_format=(lambda value: percent(value, 0)) if fraction else None,
         x_range=(0.0, 1.0) if fraction else None,
-        labels=222,
+        labels=142,
     )
     return Figure(title, svg, caption, Table(("component and stage", "value"), rows, title))
 
@@ -100,7 +100,7 @@ def _layer_figure(
         return None
     shown = percent if key == "changed_fraction_1pct" else significant
     columns = [f"layer {place + 1}" for place in range(max(len(by_layer[name]) for name in measured))]
-    strips = [(pair(name, "->")[0], by_layer[name]) for name in measured]
+    strips = [(pair(name, "->").short, by_layer[name]) for name in measured]
     svg = charts.heat_strip(
         strips, columns, title=f"{title}, by layer", value_format=shown, centre=0.0, least_reach=1e-12
     )

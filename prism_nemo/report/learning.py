@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from prism_nemo.report import charts, curves
 from prism_nemo.report.charts import Format, Series
@@ -44,8 +46,8 @@ def mixture_figures(record: Record) -> list[Figure]:
             bars,
             title=f"Mixture: {name}",
             tick_format=lambda value: percent(value, 0),
-            labels=min(240.0, max(110.0, longest)),
-            width=1000 if alone else 500,
+            labels=min(240.0 if alone else 190.0, max(110.0, longest)),
+            width=1000 if alone else 440,
         )
         table = Table(("source", "domain", "weight", "tokens", "epochs"), rows, f"Mixture {name}")
         figures.append(
@@ -95,11 +97,12 @@ def loss_figure(record: Record) -> Figure:
     return Figure("Training loss", svg, caption, curve_table(rows, "Training loss"), wide=True)
 
 
-def rl_figures(record: Record) -> tuple[list[Figure], list[Figure]]:
+def rl_figures(record: Record) -> tuple[list[Figure], list[Figure], Table]:
     """Draws the curves of both RL runs.
 
     Returns:
-        The overall figures (reward, response length, entropy, live groups), and one small reward figure per task.
+        The overall figures (reward, response length, entropy, live groups), one small figure per task family, and
+        one table for all of these.
     """
     for key in RL_KEYS:
         if key not in record.metrics:
@@ -132,7 +135,13 @@ def rl_figures(record: Record) -> tuple[list[Figure], list[Figure]]:
         _rl_figure(record, "reward_by_task", f"Reward on {name}", "mean reward", "", (0, 1), inner=name)
         for name in names
     ]
-    return overall, tasks
+    rows = [
+        (f"{name}: {row[0]}", *row[1:])
+        for name, figure in zip(names, tasks, strict=True)
+        if figure.table
+        for row in figure.table.rows
+    ]
+    return overall, [replace(figure, table=None) for figure in tasks], curve_table(rows, "Reward by task family")
 
 
 def curve_row(label: str, steps: list[float], values: list[float], shown: Format) -> tuple[str, ...]:
@@ -154,7 +163,7 @@ def curve_row(label: str, steps: list[float], values: list[float], shown: Format
     return (label, first, whole(len(values)), *at, *ends)
 
 
-def curve_table(rows: list[tuple[str, ...]], caption: str) -> Table:
+def curve_table(rows: Sequence[Sequence[str]], caption: str) -> Table:
     """Puts rows of `curve_row` under their headings."""
     columns = ("curve", "steps", "points", "first", "at ¼", "at ½", "at ¾", "last", "lowest", "highest")
     return Table(columns, rows, caption)
@@ -191,7 +200,7 @@ def _rl_figure(
         y_label=y_label,
         y_format=significant,
         y_range=y_range if fits else None,
-        width=340 if small else 500,
-        height=190 if small else 240,
+        width=340 if small else 440,
+        height=190 if small else 225,
     )
     return Figure(title, svg, caption, curve_table(rows, title))

@@ -75,7 +75,8 @@ def accuracy_figures(record: Record) -> tuple[list[Figure], Table]:
             estimate, row, count = _task_row(record, one, name)
             estimates.append(estimate)
             rows.append((f"{name}: {one.label}", *row))
-            counts.add(count)
+            if estimate.value is not None:
+                counts.add(count)
         asked = f"{counts.pop()} problems per stage" if len(counts) == 1 else "number of problems differs, see table"
         svg = charts.interval_rows(
             estimates,
@@ -101,9 +102,9 @@ def retention_figures(record: Record) -> list[Figure]:
     base = losses.get("base")
     rows = [(one.label, decimal(losses[one.key]), *_from_base(losses[one.key], base)) for one in stages]
     estimates = [charts.Estimate(one.label, one.style, losses[one.key]) for one in stages]
-    svg = charts.interval_rows(estimates, title="Loss on general text", value_format=decimal, reference=base, width=500)
-    table = Table(("stage", "loss (nats per token)", "change from base", "perplexity"), rows, "Retention loss")
-    caption = "Held-out general text, nats per token; lower is better. The dashed line is the base. The axis is cut."
+    svg = charts.interval_rows(estimates, title="Loss on general text", value_format=decimal, reference=base, width=440)
+    table = Table(("stage", "nats per token", "from base", "perplexity"), rows, "Retention loss")
+    caption = "Nats per token; lower is better. The dashed line is the base. The axis is cut."
     figures = [Figure("Loss on general text", svg, caption, table)]
     domains = _domain_figure(record, stages)
     return [*figures, domains] if domains else figures
@@ -124,7 +125,7 @@ def _domain_figure(record: Record, stages: list[Stage]) -> Figure | None:
             pairs = zip(values, bases, strict=True)
             strips.append((one.label, [a - b if a is not None and b is not None else None for a, b in pairs]))
     svg = charts.heat_strip(
-        strips, names, title="Change of the loss by domain", value_format=signed, centre=0.0, least_reach=0.1, width=500
+        strips, names, title="Change of the loss by domain", value_format=signed, centre=0.0, least_reach=0.1, width=440
     )
     caption = "Against the base, nats per token: blue is a lower loss (learned), orange a higher one (lost)."
     return Figure("Change of the loss by domain", svg, caption, Table(("stage", *names), rows, "Loss by domain"))

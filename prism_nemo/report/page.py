@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_report(directory: Path) -> Path:
     target = Path(directory) / "report.html"
     # Written beside and moved into place, so that a browser that reloads never sees half a page.
     beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_bytes(render(record).encode("utf-8", errors="replace"))
+    beside.write_bytes(render(record).encode("utf-8"))
     beside.replace(target)
     return target
 
@@ -47,20 +48,10 @@ def render(record: Record) -> str:
     Args:
         record: What was read; takes the notes on what is missing while the parts are built.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        # On for every template: prompts and model output are untrusted, and `.j2` is no suffix that Jinja knows.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        # Each value passes here once, so no control character reaches the page whatever part it is in.
-        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = _parts(record)
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         **parts,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -72,9 +63,24 @@ def render(record: Record) -> str:
     )
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        # On for every template: prompts and model output are untrusted, and `.j2` is no suffix that Jinja knows.
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # Each value passes here once, so no control character reaches the page whatever part it is in.
+        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
+
+
 def _parts(record: Record) -> dict[str, object]:
     accuracy, accuracy_table = outcome.accuracy_figures(record)
-    rl_overall, rl_tasks = learning.rl_figures(record)
+    rl_overall, rl_tasks, rl_table = learning.rl_figures(record)
     return {
         "opening": headline.opening(record),
         "headlines": headline.headlines(record),
@@ -86,6 +92,7 @@ def _parts(record: Record) -> dict[str, object]:
         "loss": learning.loss_figure(record),
         "rl_overall": rl_overall,
         "rl_tasks": rl_tasks,
+        "rl_table": rl_table,
         "weights": insides.weight_figures(record),
         "cka": insides.cka_figure(record),
         "samples": samples.collect(record),

@@ -58,7 +58,16 @@ def ordered(keys: Iterable[str]) -> list[Stage]:
     return sorted((stage(key) for key in keys), key=lambda found: _ORDER.get(found.key, len(_ORDER)))
 
 
-def pair(name: str, separator: str) -> tuple[str, Style]:
+@dataclass(frozen=True)
+class Pair:
+    """Two compared stages: the full label, a short one for charts, and the style of the later stage."""
+
+    label: str
+    short: str
+    style: Style
+
+
+def pair(name: str, separator: str) -> Pair:
     """Reads the name of a comparison such as `base->midtrained`.
 
     Args:
@@ -66,9 +75,10 @@ def pair(name: str, separator: str) -> tuple[str, Style]:
         separator: `->` or `/`.
 
     Returns:
-        A label for people and the style of the later stage, whose change the comparison shows.
+        The comparison. Its short label is the later stage alone if it is compared with the stage it started from.
     """
     before, found, after = name.partition(separator)
     if not found:
-        return name, stage(name).style
-    return f"{stage(before).label} → {stage(after).label}", stage(after).style
+        return Pair(name, name, stage(name).style)
+    label = f"{stage(before).label} → {stage(after).label}"
+    return Pair(label, stage(after).label if stage(after).parent == before else label, stage(after).style)

@@ -50,13 +50,14 @@ def element(name: str, *content: str, **attributes: str | float | None) -> Marku
         *content: Text, which is escaped, or Markup, which is not.
         **attributes: `stroke_width` becomes `stroke-width`, `class_` becomes `class`; None leaves the attribute out.
     """
-    parts = [Markup("<"), Markup(name)]
+    # Joined as plain strings and marked as markup once: a page has thousands of elements.
+    parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is not None:
             shown = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-            parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), shown))
-    inside = Markup("").join(escape(clean(part)) if not isinstance(part, Markup) else part for part in content)
-    return Markup("").join([*parts, Markup(">"), inside, Markup("</"), Markup(name), Markup(">")])
+            parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(shown)}"')
+    inside = (part if isinstance(part, Markup) else escape(clean(part)) for part in content)
+    return Markup("".join([*parts, ">", *inside, f"</{name}>"]))
 
 
 def text(content: str, x: float, y: float, css: str = "", anchor: str | None = None) -> Markup:
@@ -68,7 +69,7 @@ def picture(width: float, height: float, title: str, description: str, *content:
     """Wraps a drawing as an accessible picture that scales with the page.
 
     Args:
-        width: Width of the drawing; on a narrow screen it shrinks to 72 % of that and then scrolls, to stay readable.
+        width: Width of the drawing; on a narrow screen it shrinks to 70 % of that and then scrolls, to stay readable.
         height: Height of the drawing.
         title: Short name, read out by screen readers.
         description: What the picture shows, in words and numbers.
@@ -83,12 +84,12 @@ def picture(width: float, height: float, title: str, description: str, *content:
         role="img",
         aria_label=clean(title),
         viewBox=f"0 0 {width:g} {height:g}",
-        style=f"min-width:{0.72 * width:.0f}px;max-width:{1.25 * width:.0f}px",
+        style=f"min-width:{0.7 * width:.0f}px;max-width:{1.25 * width:.0f}px",
     )
 
 
-def nothing(width: float, height: float, title: str) -> Markup:
-    """Draws the place of a chart whose numbers are missing."""
+def nothing(width: float, title: str, height: float = 96.0) -> Markup:
+    """Draws the place of a chart whose numbers are missing; low, because there is nothing to see."""
     words = text(NOT_MEASURED, width / 2, height / 2 + 4, "muted", "middle")
     frame = element("rect", x=1.0, y=1.0, width=width - 2, height=height - 2, rx=8.0, class_="empty")
     return picture(width, height, title, f"{title}: {NOT_MEASURED}.", frame, words)

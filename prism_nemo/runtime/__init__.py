@@ -108,3 +108,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\..*")
+    # torch 2.13 renames collectives that Megatron-Core 0.16.1 still calls by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated.*")

@@ -189,9 +189,7 @@ def _adapt_optimizers() -> None:
         with _cuda_type_names():
             mixed_init(self, *args, **kwargs)
 
-    def clip(
-        parameters: Any, max_norm: float, total_norm: float, use_decoupled_grad: bool = False
-    ) -> None:
+    def clip(parameters: Any, max_norm: float, total_norm: float, use_decoupled_grad: bool = False) -> None:
         # clip_grads.py:167 asserts the type name of every gradient; the arithmetic is the same.
         if isinstance(parameters, torch.Tensor):
             parameters = [parameters]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from prism_nemo.analysis.cka import LinearCKA, cka_by_layer, debiased_linear_cka, linear_cka
 
@@ -66,6 +67,13 @@ def test_both_forms_equal_the_centred_gram_definition(shape: tuple[int, int, int
     assert linear_cka(x, y) == pytest.approx(expected, rel=1e-9)
     assert linear_cka(y, x) == pytest.approx(expected, rel=1e-9)
     assert 0 <= linear_cka(x, y) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize(("n", "p", "flops"), [(50, 4, 3 * 2 * 50 * 4 * 4), (4, 50, 3 * 2 * 2 * 4 * 4 * 50)])
+def test_the_cheaper_form_is_used(n: int, p: int, flops: int) -> None:
+    with FlopCounterMode(display=False) as counter:
+        linear_cka(normal(n, p, seed=0), normal(n, p, seed=1))
+    assert counter.get_total_flops() == flops  # the other form takes 120,000 and 60,000
 
 
 @pytest.mark.parametrize("measure", [linear_cka, debiased_linear_cka])
@@ -133,6 +141,8 @@ def test_half_precision_is_computed_in_float64() -> None:
     stream.update(x, y)
     assert stream.compute() == pytest.approx(exact, rel=1e-12)
     assert linear_cka(x.requires_grad_(), y) == exact
+    stream.update(x, y)
+    assert not any(product.requires_grad for product in stream._products)  # or every minibatch would stay in memory
 
 
 def stream_cka(x: Tensor, y: Tensor) -> float:

@@ -201,6 +201,8 @@ def test_untied_head_counts(tmp_path: Path) -> None:
     assert result.total.parameters == 32 + 24 + 40 + 4 + 40
     assert result.by_subcomponent["head"].parameters == 40
     assert result.by_component["embedding"].parameters == 80
+    reverse = compare(tmp_path / "reverse", after, before)
+    assert reverse.by_subcomponent["head"].parameters == 40
     del before[HEAD]
     with pytest.raises(InputError, match=r"before: tensor lm_head.weight is missing.*ties its embeddings"):
         compare(tmp_path, before, after)
@@ -226,6 +228,12 @@ def test_not_a_number_is_refused(tmp_path: Path, value: float, side: str, dtype:
     blamed = "after" if side == "after" else "before"
     with pytest.raises(InputError, match=rf"{blamed}: tensor {UP} holds NaN"):
         compare(tmp_path, models["before"], models["after"])
+
+
+def test_single_file_comes_before_shards(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", model(0)), save(tmp_path / "b", model(1))
+    save(a, model(1), shards=2)
+    assert compare_weights(a, b).total.changed_fraction_1pct > 0.9
 
 
 def test_refused_checkpoints(tmp_path: Path) -> None:

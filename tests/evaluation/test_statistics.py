@@ -170,6 +170,7 @@ def test_clustered_coverage_near_zero() -> None:
 
 def test_questions_weigh_the_same_whatever_their_samples() -> None:
     assert clustered_interval([[1], [0, 0, 0], [1, 0]]).estimate == 0.5
+    assert clustered_interval([[0.25], [0.75], [0.5]]).estimate == 0.5  # scores between 0 and 1
 
 
 @pytest.mark.parametrize("bad", [[], [[]], [[1, 0], []], [[1, 2]], [[0, -1]], [[0.5, math.nan]]])

@@ -1,0 +1,9 @@
+"""Native checkpoint to Hugging Face folder: ``python conversion/megatron_to_hf.py CKPT --out HF_DIR``."""
+
+import sys
+
+from prism_nemo.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["export"]
+    main()

@@ -1,0 +1,142 @@
+"""Accuracy on held-out verifiable questions, and loss on held-out text, of one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.config import ParallelConfig, RolloutConfig
+from prism_nemo.data.blend import held_out_rows
+from prism_nemo.data.tokenizer import load_tokenizer
+from prism_nemo.evaluation.statistics import wilson_interval
+from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.forward import positions
+from prism_nemo.rl.rewards.task import task_named
+from prism_nemo.rl.rollout import Rollout, roll_out
+from prism_nemo.runtime import start, stop
+
+
+@dataclass
+class EvaluationConfig:
+    """What to measure. Questions come from `split`; every checkpoint gets the same ones.
+
+    Attributes:
+        retention: Folder of built data and source name of held-out general text.
+        domains: More held-out sources, for losses per domain.
+    """
+
+    tokenizer: str
+    tasks: list[str]
+    split: str = "test"
+    questions: int = 512
+    max_new_tokens: int = 48
+    data: str | None = None
+    retention: str | None = None
+    retention_rows: int = 256
+    seq_length: int = 128
+    batch_size: int = 128
+    seed: int = 7
+    samples_kept: int = 3
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+def _gather(rollouts: list[Rollout]) -> list[Rollout]:
+    group = parallel_state.get_data_parallel_group()
+    if group.size() == 1:
+        return rollouts
+    parts: list[Any] = [None] * group.size()
+    dist.all_gather_object(parts, rollouts, group=group)
+    return [rollout for part in parts for rollout in part]
+
+
+def _accuracy(model: GPT, config: EvaluationConfig, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Sampled (temperature 1, one sample a question) and greedy accuracy on one task."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    task = task_named(name)
+    problems = task.distinct(config.questions, config.split, config.seed)
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    mine = problems[rank::size]
+    result: dict[str, Any] = {"n": len(problems)}
+    samples: list[dict[str, Any]] = []
+    for mode, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        rollout = RolloutConfig(
+            group_size=1, prompts_per_step=1, max_new_tokens=config.max_new_tokens, temperature=temperature
+        )
+        found: list[Rollout] = []
+        for first in range(0, len(mine), config.batch_size):
+            seed = (config.seed * 1009 + first) * 1009 + rank
+            found += roll_out(model, mine[first : first + config.batch_size], {name: task}, tokenizer, rollout, seed)
+        found = _gather(found)
+        right = int(sum(r.score.reward for r in found))
+        bounds = wilson_interval(right, len(found))
+        interval = [bounds.low, bounds.high]
+        if mode == "sampled":
+            result["accuracy"], result["ci95"] = right / len(found), interval
+            result["format_rate"] = sum(r.score.well_formed for r in found) / len(found)
+            result["mean_response_tokens"] = sum(len(r.response.tokens) for r in found) / len(found)
+            samples = [
+                {
+                    "task": name,
+                    "prompt": r.problem.prompt,
+                    "response": tokenizer.decode(r.response.tokens),
+                    "answer": r.problem.answer,
+                    "reward": r.score.reward,
+                }
+                for r in found[: config.samples_kept]
+            ]
+        else:
+            result["greedy_accuracy"], result["greedy_ci95"] = right / len(found), interval
+    return result, samples
+
+
+@torch.no_grad()
+def _held_out_loss(model: GPT, config: EvaluationConfig, source: str) -> float:
+    """Mean cross entropy per token on evenly spaced rows of a held-out source."""
+    tokens, labels = held_out_rows(config.data or "", source, config.seq_length, config.retention_rows)
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for first in range(rank * 16, len(tokens), size * 16):
+        part = slice(first, first + 16)
+        losses = model(tokens[part], positions(tokens[part]), None, labels=labels[part])
+        sums += torch.tensor([losses.double().sum().item(), losses.numel()])
+    group = parallel_state.get_data_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(sums, group=group)
+    return float(sums[0] / sums[1])
+
+
+def evaluate_checkpoint(config: EvaluationConfig, checkpoint: str) -> dict[str, Any]:
+    """Measure one checkpoint; every rank calls this.
+
+    Returns:
+        ``tasks`` (accuracy, ci95, n, greedy_accuracy, ...), ``retention_loss`` where asked for, and ``samples``.
+    """
+    runtime = start(config.parallel, config.seed)
+    model = build_model(read_architecture(Path(checkpoint)), runtime)
+    load(Path(checkpoint), model)
+    model.eval()
+    tasks, samples = {}, []
+    for name in config.tasks:
+        tasks[name], kept = _accuracy(model, config, name)
+        samples += kept
+    result: dict[str, Any] = {"tasks": tasks, "samples": samples}
+    if config.retention is not None:
+        result["retention_loss"] = _held_out_loss(model, config, config.retention)
+    stop()
+    return result
+
+
+def parameter_count(architecture: Any) -> int:
+    """Parameters of the whole model, from the weight shapes alone."""
+    a = architecture
+    qkv = a.hidden_size * a.kv_channels * (a.num_attention_heads + 2 * a.num_query_groups)
+    layer = qkv + a.num_attention_heads * a.kv_channels * a.hidden_size
+    layer += 3 * a.hidden_size * a.ffn_hidden_size + 2 * a.hidden_size
+    embeddings = a.vocab_size * a.hidden_size * (1 if a.tied_embeddings else 2)
+    return int(embeddings + a.num_layers * layer + a.hidden_size)

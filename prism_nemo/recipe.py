@@ -1,0 +1,67 @@
+"""Recipes: what to run, as a function that returns a configuration, or as the config.yaml of an earlier run."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from prism_nemo.config import load_yaml, resolve
+from prism_nemo.errors import InputError
+
+ConfigType = TypeVar("ConfigType")
+
+
+def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: list[str]) -> ConfigType:
+    """Resolve a recipe.
+
+    Args:
+        path: A Python file that defines `function`, or a YAML file of values.
+        function: Name of the function, such as ``midtrain``. Overrides that name one of its parameters
+            (``model=...``) are passed to it; all others override fields of the configuration that it returns.
+        schema: Type of the configuration.
+        overrides: ``key=value``.
+
+    Raises:
+        InputError: For a missing file, a recipe without the function, or an unknown key.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        return resolve(schema, load_yaml(path), overrides, source=str(path))
+    if path.suffix != ".py":
+        raise InputError(f"{path}: a recipe is a .py file or a config.yaml")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    build = getattr(module, function, None)
+    if build is None:
+        raise InputError(f"{path}: defines no function '{function}'")
+    names = set(inspect.signature(build).parameters)
+    arguments: dict[str, Any] = {}
+    rest = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in names:
+            arguments[key] = value
+        else:
+            rest.append(override)
+    missing = [
+        name
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise InputError(f"{path}: {function}() needs {', '.join(f'{name}=...' for name in missing)}")
+    config = build(**arguments)
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    if not isinstance(values, dict) or not fields(schema):  # type: ignore[arg-type]
+        raise InputError(f"{path}: {function}() did not return a {schema.__name__}")
+    given = {str(k): v for k, v in values.items() if v != "???"}
+    return resolve(schema, given, rest, source=str(path))

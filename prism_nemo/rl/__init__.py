@@ -1,0 +1,1 @@
+"""Reinforcement learning with verifiable rewards: prompts, rollout, reward, advantage, loss, update."""

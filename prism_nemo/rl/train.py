@@ -1,0 +1,307 @@
+"""The RL stage: rollout, reward, advantage, one on-policy update; resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from prism_nemo.checkpoint.native import (
+    TrainState,
+    find_latest,
+    load,
+    read_architecture,
+    remove_old,
+    save,
+    step_directory,
+)
+from prism_nemo.config import RLConfig
+from prism_nemo.data.tokenizer import load_tokenizer
+from prism_nemo.errors import InputError, StoppedEarly
+from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.forward import positions
+from prism_nemo.rl.grpo import group_advantages, live_groups, policy_loss
+from prism_nemo.rl.rewards.task import Task, task_named
+from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate, draw_prompts, roll_out
+from prism_nemo.run import RunDirectory
+from prism_nemo.runtime import start, stop
+from prism_nemo.training.guards import StopRequest, check_finite
+from prism_nemo.training.progress import Progress
+from prism_nemo.training.schedule import check_schedule, learning_rate
+from prism_nemo.training.trainer import Trainer
+
+# fp32 log-probabilities of sampler and trainer differ by rounding, 1e-6 per token; a wrong position, mask or cache
+# shows at 1e-2 and above. bf16 kernels differ by up to 1e-2. Above this the stage refuses to start.
+PARITY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+def check(config: RLConfig) -> list[Task]:
+    """Everything that can be refused before processes start.
+
+    Raises:
+        InputError: Naming the key and what would work.
+    """
+    check_schedule(config.schedule)
+    if not config.tasks:
+        raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
+    tasks = [task_named(name) for name in config.tasks]
+    architecture = read_architecture(Path(config.init_from))
+    layout = config.parallel
+    architecture.check_layout(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    if layout.pipeline_model_parallel_size > 1:
+        raise InputError("parallel.pipeline_model_parallel_size: rollouts need 1; use tensor or data parallelism")
+    if config.rollout.prompts_per_step % layout.data_parallel_size:
+        raise InputError(
+            f"rollout.prompts_per_step {config.rollout.prompts_per_step} is not a multiple of "
+            f"parallel.data_parallel_size {layout.data_parallel_size}"
+        )
+    if layout.sequence_parallel:
+        raise InputError("parallel.sequence_parallel: responses have any length; RL runs without it")
+    if config.rollout.group_size < 2:
+        raise InputError("rollout.group_size: a group of fewer than 2 responses has no relative advantage")
+    if config.rollout.temperature <= 0:
+        raise InputError("rollout.temperature: must be positive; greedy samples of one prompt are all equal")
+    vocab = load_tokenizer(config.tokenizer).vocab_size
+    if vocab > architecture.vocab_size:
+        raise InputError(f"{config.tokenizer}: {vocab} tokens, but the model has {architecture.vocab_size}")
+    return tasks
+
+
+def token_logprobs(model: torch.nn.Module, batch: PolicyBatch) -> torch.Tensor:
+    """[B, S] log-probabilities of the labels, through tensor-parallel ranks."""
+    return -model(batch.tokens, positions(batch.tokens), None, labels=batch.labels)
+
+
+def _micro_batches(
+    rollouts: list[Rollout], advantages: list[float], config: RLConfig, pad_id: int, device: torch.device
+) -> list[PolicyBatch]:
+    """Responses with an advantage, sorted by length so that little is padding."""
+    kept = [i for i in range(len(rollouts)) if advantages[i] != 0.0]
+    kept.sort(key=lambda i: len(rollouts[i].response.prompt) + len(rollouts[i].response.tokens))
+    size = config.micro_batch_size
+    batches = []
+    for first in range(0, len(kept), size):
+        rows = kept[first : first + size]
+        batches.append(collate([rollouts[i] for i in rows], [advantages[i] for i in rows], pad_id, device))
+    return batches
+
+
+class _Reference:
+    """The policy that the KL term holds on to: a frozen copy of the starting weights."""
+
+    def __init__(self, trainer: Trainer, init_from: Path) -> None:
+        self.model: GPT = build_model(trainer.architecture, trainer.runtime, trainer.raw.max_sequence_length)
+        load(init_from, self.model)
+        self.model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logprobs(self, batch: PolicyBatch) -> torch.Tensor:
+        return token_logprobs(self.model, batch).float()
+
+
+def _reduce(values: dict[str, float]) -> dict[str, float]:
+    """Sum over data-parallel ranks."""
+    group = parallel_state.get_data_parallel_group()
+    gathered: list[Any] = [values]
+    if group.size() > 1:
+        gathered = [None] * group.size()
+        dist.all_gather_object(gathered, values, group=group)
+    total: dict[str, float] = defaultdict(float)
+    for part in gathered:
+        for name, value in part.items():
+            total[name] += value
+    return total
+
+
+def _summary(rollouts: list[Rollout], group_size: int) -> dict[str, float]:
+    """Sums over this rank's rollouts; `_reduce` and division give the means."""
+    rewards = torch.tensor([r.score.reward for r in rollouts])
+    sums: dict[str, float] = defaultdict(float)
+    sums.update(
+        responses=len(rollouts),
+        reward=float(rewards.sum()),
+        response_tokens=sum(len(r.response.tokens) for r in rollouts),
+        well_formed=sum(r.score.well_formed for r in rollouts),
+        negative_logprob=-sum(sum(r.response.logprobs) for r in rollouts),
+        groups=len(rollouts) // group_size,
+        live=float(live_groups(rewards, group_size).sum()),
+    )
+    for rollout in rollouts:
+        sums[f"count/{rollout.problem.task}"] += 1
+        sums[f"reward/{rollout.problem.task}"] += rollout.score.reward
+    return dict(sums)
+
+
+def _keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout], tokenizer: Any) -> None:
+    """The first response of each task, readable."""
+    if not run.writes:
+        return
+    seen = set()
+    with (run.path / "rollouts.jsonl").open("a") as file:
+        for r in rollouts:
+            if r.problem.task in seen:
+                continue
+            seen.add(r.problem.task)
+            line = {
+                "step": step, "task": r.problem.task, "prompt": r.problem.prompt,
+                "response": tokenizer.decode(r.response.tokens), "answer": r.problem.answer, "reward": r.score.reward,
+            }  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+
+
+def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
+    """Run or continue the stage; every rank calls this.
+
+    Args:
+        config: As resolved; `check` must have passed.
+        stage: Name in the progress line.
+
+    Returns:
+        Summary: last step, last reward, seconds, checkpoint.
+
+    Raises:
+        StoppedEarly: On a signal or the time limit, after saving.
+        InputError: If sampler and trainer disagree on the first batch.
+        PrismError: If a number stops being finite, or a save fails.
+    """
+    runtime = start(config.parallel, config.seed)
+    tasks = check(config)
+    by_name = {task.name: task for task in tasks}
+    tokenizer = load_tokenizer(config.tokenizer)
+    architecture = read_architecture(Path(config.init_from))
+    run = RunDirectory(config.run_dir, writes=runtime.is_main)
+    trainer = Trainer(
+        architecture,
+        runtime,
+        config.optimizer,
+        architecture.max_position_embeddings,
+        config.use_distributed_optimizer,
+    )
+    latest = find_latest(run.checkpoints)
+    state = TrainState()
+    if latest is not None:
+        state = load(latest, trainer.raw, trainer.optimizer)
+    else:
+        load(Path(config.init_from), trainer.raw)
+        trainer.optimizer.reload_model_params()
+    reference = _Reference(trainer, Path(config.init_from)) if config.grpo.kl_beta > 0 else None
+    run.begin("rl", config, [config.init_from], state.step)
+    run.truncate_metrics(state.step)
+
+    dp_rank, dp_size = parallel_state.get_data_parallel_rank(), config.parallel.data_parallel_size
+    share = config.rollout.prompts_per_step // dp_size
+    group = config.rollout.group_size
+    progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
+    first_step, saved, reward = state.step, latest, float("nan")
+
+    def forward_step(batches: Iterator[PolicyBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+        batch = next(batches)
+        logprobs = token_logprobs(model, batch)
+
+        def loss_of(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            ref = reference.logprobs(batch) if reference is not None else None
+            result = policy_loss(
+                output.float(), batch.sampler_logprobs, batch.advantages, batch.mask, config.grpo, None, ref
+            )
+            return result.loss, batch.mask.sum().to(torch.int), result.sums
+
+        return logprobs, loss_of
+
+    with StopRequest(config.max_seconds) as request:
+        while state.step < config.train_steps:
+            began = time.perf_counter()
+            step = state.step
+            problems = draw_prompts(tasks, config.rollout.prompts_per_step, step, config.seed)
+            mine = problems[dp_rank * share : (dp_rank + 1) * share]
+            seed = (config.seed * 1_000_003 + step) * 1009 + dp_rank
+            trainer.model.eval()
+            rollouts = roll_out(trainer.raw, mine, by_name, tokenizer, config.rollout, seed)
+            trainer.model.train()
+            sampled = time.perf_counter()
+            rewards = torch.tensor([r.score.reward for r in rollouts])
+            advantages = group_advantages(rewards, group, config.grpo.normalize_advantage).tolist()
+            batches = _micro_batches(rollouts, advantages, config, tokenizer.pad_id, runtime.device)
+            means = _reduce({**_summary(rollouts, group), "batches": len(batches)})
+            lr = learning_rate(config.schedule, config.optimizer.lr, step, config.train_steps)
+            trainer.set_learning_rate(lr)
+            result = None
+            if means["batches"] > 0:
+                # A rank without a live group joins the update with one response of no weight: all reduce together.
+                batches = batches or [_no_weight(rollouts[:1], tokenizer.pad_id, runtime.device)]
+                result = trainer.step(
+                    forward_step, iter(batches), len(batches), config.micro_batch_size, batches[0].tokens.shape[1]
+                )
+                gap = result.sums["logprob_gap"] / result.sums["tokens"]
+                check_finite(step + 1, loss=result.sums["loss"], grad_norm=result.grad_norm)
+                if step == first_step and gap > PARITY_LIMIT[runtime.dtype]:
+                    raise InputError(
+                        f"sampler and trainer disagree: mean log-probability gap {gap:.2e} per token on the first "
+                        f"batch (limit {PARITY_LIMIT[runtime.dtype]:.0e}); updates would not follow the sampled policy"
+                    )
+            seconds = time.perf_counter() - began
+            state.step += 1
+            state.consumed_samples += int(means["responses"])
+            state.consumed_tokens += int(means["response_tokens"])
+            state.seconds += seconds
+            reward = means["reward"] / means["responses"]
+            if state.step % config.log_interval == 0 or state.step == config.train_steps:
+                run.log(_metrics(state, means, result, lr, sampled - began, seconds))
+                _keep_samples(run, state.step, rollouts, tokenizer)
+            length = means["response_tokens"] / means["responses"]
+            speed = state.consumed_samples / state.seconds
+            progress.update(state.step, f"reward {reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
+            stopping = state.step < config.train_steps and request.agreed()
+            if stopping or state.step % config.checkpoint.save_interval == 0 or state.step == config.train_steps:
+                saved = step_directory(run.checkpoints, state.step)
+                save(saved, trainer.raw, architecture, trainer.optimizer, copy.copy(state), {"stage": stage})
+                if runtime.is_main:
+                    remove_old(run.checkpoints, config.checkpoint.keep)
+            if stopping:
+                stop()
+                raise StoppedEarly(
+                    f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}); "
+                    "saved, run the same command again to continue"
+                )
+    stop()
+    return {"step": state.step, "reward": reward, "seconds": state.seconds, "checkpoint": str(saved)}
+
+
+def _no_weight(rollouts: list[Rollout], pad_id: int, device: torch.device) -> PolicyBatch:
+    batch = collate(rollouts, [0.0] * len(rollouts), pad_id, device)
+    batch.mask.zero_()
+    return batch
+
+
+def _metrics(
+    state: TrainState, means: dict[str, float], result: Any, lr: float, sampling: float, seconds: float
+) -> dict[str, Any]:
+    """One line of metrics. ``entropy`` is the sampled estimate: mean of -log p over the response tokens."""
+    counts = {name[6:]: n for name, n in means.items() if name.startswith("count/")}
+    line: dict[str, Any] = {
+        "step": state.step,
+        "reward": means["reward"] / means["responses"],
+        "reward_by_task": {task: means[f"reward/{task}"] / n for task, n in counts.items()},
+        "well_formed": means["well_formed"] / means["responses"],
+        "response_length": means["response_tokens"] / means["responses"],
+        "entropy": means["negative_logprob"] / means["response_tokens"],
+        "live_groups": means["live"] / means["groups"],
+        "lr": lr,
+        "tokens_per_second": means["response_tokens"] / seconds,
+        "sampling_seconds": sampling,
+        "seconds": state.seconds,
+    }
+    if result is not None:
+        tokens = result.sums["tokens"]
+        line["grad_norm"] = result.grad_norm
+        line["logprob_gap"] = result.sums["logprob_gap"] / tokens
+        if "kl" in result.sums:
+            line["kl"] = result.sums["kl"] / tokens
+    return line

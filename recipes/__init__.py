@@ -1,0 +1,1 @@
+"""What to run: one function per stage; models, mixtures and hardware as data."""

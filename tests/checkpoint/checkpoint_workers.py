@@ -1,0 +1,132 @@
+"""What the tests of prism_nemo.checkpoint run in processes of their own; module-level, so that they can be pickled."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from prism_nemo.checkpoint import convert, native
+from prism_nemo.checkpoint.hf import HFReader
+from prism_nemo.config import OptimizerConfig, ParallelConfig
+from prism_nemo.models.family import read_hf_config
+from prism_nemo.models.weights import FusedQKV
+from prism_nemo.runtime import start, stop
+
+
+def swap_key_and_value() -> None:
+    """Break the mapping the same way in both directions, so that a round trip cannot see it."""
+    right, back = FusedQKV.to_megatron, FusedQKV.to_hf
+
+    def to_megatron(self: FusedQKV, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        q, k, v = tensors
+        return right(self, (q, v, k))
+
+    def to_hf(self: FusedQKV, full: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, v, k = back(self, full)
+        return q, k, v
+
+    FusedQKV.to_megatron, FusedQKV.to_hf = to_megatron, to_hf  # type: ignore[method-assign]
+
+
+def import_with_swapped_key_and_value(hf_dir: str, out: str) -> None:
+    swap_key_and_value()
+    convert._import_worker(hf_dir, out, ParallelConfig())
+
+
+def export_with_swapped_key_and_value(checkpoint: str, out: str) -> None:
+    swap_key_and_value()
+    convert._export_worker(checkpoint, out, torch.float32, None)
+
+
+def loss_and_padding_gradient(hf_dir: str, tokens: torch.Tensor, parallel: ParallelConfig) -> tuple[torch.Tensor, Any]:
+    """Loss per position, and the largest gradient that any rank's padding rows of the output layer receive."""
+    from prism_nemo.models.build import build_model
+    from prism_nemo.models.forward import positions
+
+    runtime = start(parallel, seed=0)
+    architecture = read_hf_config(Path(hf_dir))
+    model = build_model(architecture, runtime)
+    tp = parallel.tensor_model_parallel_size
+    convert.load_hf_weights(model, architecture, HFReader(Path(hf_dir)), tp)
+    loss = model(tokens[:, :-1], positions(tokens[:, :-1]), None, labels=tokens[:, 1:])
+    loss.sum().backward()
+    padding = model.output_layer.weight.grad[model._real_rows :]
+    padded: list[Any] = [None] * runtime.world_size
+    dist.all_gather_object(padded, (len(padding), padding.abs().max().item() if len(padding) else 0.0))
+    stop()
+    return loss.detach(), padded
+
+
+def saved_by_training(hf_dir: str, checkpoints: str, parallel: ParallelConfig, steps: list[int]) -> None:
+    """Checkpoints with optimizer and state, as a training loop writes them (no update is made)."""
+    trainer, architecture = _trainer(hf_dir, parallel)
+    for step in steps:
+        _save(trainer, architecture, native.step_directory(Path(checkpoints), step), step)
+    stop()
+
+
+def state_after_load(hf_dir: str, checkpoint: str, parallel: ParallelConfig) -> dict[str, Any]:
+    """Load with optimizer; what came back."""
+    trainer, _ = _trainer(hf_dir, parallel, fill=False)
+    state = native.load(Path(checkpoint), trainer.raw, trainer.optimizer)
+    rng = torch.get_rng_state()
+    weight = trainer.raw.decoder.final_layernorm.weight.detach().clone() if trainer.raw.post_process else None
+    stop()
+    return {"state": vars(state), "rng": rng, "final_norm": weight}
+
+
+def save_that_fails(hf_dir: str, checkpoints: str, step: int, how: str, rank: int, parallel: ParallelConfig) -> None:
+    """A save in which `rank` fails after its files are on disk: 'full' (ENOSPC), 'error', or 'killed' (no cleanup)."""
+    trainer, architecture = _trainer(hf_dir, parallel)
+    real = native.dist_checkpointing.save
+
+    def failing(content: Any, directory: str, **kwargs: Any) -> None:
+        real(content, directory, **kwargs)
+        if dist.get_rank() != rank:
+            return
+        if how == "killed":
+            os._exit(137)
+        if how == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise RuntimeError("the writer died")
+
+    native.dist_checkpointing.save = failing
+    _save(trainer, architecture, native.step_directory(Path(checkpoints), step), step)
+
+
+def save_weights(hf_dir: str, out: str, times: int = 1) -> None:
+    """Save weights only, `times` times under the same name."""
+    trainer, architecture = _trainer(hf_dir, ParallelConfig())
+    for _ in range(times):
+        native.save(Path(out), trainer.raw, architecture)
+    stop()
+
+
+def load_into(hf_dir: str, checkpoint: str) -> None:
+    """Load the weights into a model of another folder's shape."""
+    trainer, _ = _trainer(hf_dir, ParallelConfig(), fill=False)
+    native.load(Path(checkpoint), trainer.raw)
+    stop()
+
+
+def _trainer(hf_dir: str, parallel: ParallelConfig, fill: bool = True) -> tuple[Any, Any]:
+    from prism_nemo.training.trainer import Trainer
+
+    runtime = start(parallel, seed=11)
+    architecture = read_hf_config(Path(hf_dir))
+    trainer = Trainer(architecture, runtime, OptimizerConfig(), 32, use_distributed_optimizer=True)
+    if fill:
+        reader = HFReader(Path(hf_dir))
+        convert.load_hf_weights(trainer.raw, architecture, reader, parallel.tensor_model_parallel_size)
+        trainer.optimizer.reload_model_params()
+    return trainer, architecture
+
+
+def _save(trainer: Any, architecture: Any, path: Path, step: int) -> None:
+    state = native.TrainState(step, 10 * step, 1000 * step, 0.5, {"cursor": [step]})
+    native.save(path, trainer.raw, architecture, trainer.optimizer, state)
