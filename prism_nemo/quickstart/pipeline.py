@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prism_nemo.analysis.activations import compare_activations
 from prism_nemo.analysis.weights import compare_weights
 from prism_nemo.checkpoint.convert import export_hf, import_hf, verify
 from prism_nemo.checkpoint.native import read_architecture
