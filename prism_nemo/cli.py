@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from prism_nemo.errors import InputError, PrismError
+from prism_nemo.quiet import quiet
 
 app = typer.Typer(
     add_completion=False,
@@ -270,6 +271,7 @@ def main() -> None:
     """Entry point: errors become one message and the exit code that they mean."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet()
     try:
         app(standalone_mode=False)
     except PrismError as error:

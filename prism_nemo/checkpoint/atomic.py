@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from prism_nemo.errors import InputError
 
@@ -79,11 +82,25 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def remove_leftovers(parent: Path) -> list[Path]:
-    """Delete temporary directories that a killed save left in `parent`; returns what was removed."""
+def remove_leftovers(final: Path) -> list[Path]:
+    """Delete temporary directories that killed saves of this name, or of other steps of the same run, left behind.
+
+    Only names that `temporary_name` makes are touched, and none whose process is still alive.
+
+    Returns:
+        What was removed.
+    """
+    name = r"step_\d{8}" if re.fullmatch(r"step_\d{8}", final.name) else re.escape(final.name)
+    pattern = re.compile(name + re.escape(_TEMPORARY) + r"(\d+)")
     removed = []
-    for path in parent.glob(f"*{_TEMPORARY}*"):
-        if path.is_dir():
+    for path in final.parent.iterdir() if final.parent.is_dir() else ():
+        match = pattern.fullmatch(path.name)
+        if match and path.is_dir() and not _alive(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process has this id; our own leftovers are from before."""
+    return pid != os.getpid() and psutil.pid_exists(pid)

@@ -14,6 +14,7 @@ from prism_nemo.checkpoint.native import load, read_architecture, save
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.models.family import Architecture, read_hf_config
+from prism_nemo.models.names import actual_name
 from prism_nemo.runtime import start, stop
 from prism_nemo.runtime.launch import launch
 
@@ -61,7 +62,7 @@ def load_hf_weights(model: torch.nn.Module, architecture: Architecture, reader: 
         names = [target_name]
         if target_name == "embedding.word_embeddings.weight" and architecture.tied_embeddings:
             names.append("output_layer.weight")
-        for target_name in names:
+        for target_name in (actual_name(n, parameters) for n in names):
             if target_name not in parameters:
                 continue
             full = mapping.to_megatron(tuple(reader.get(source) for source in sources))
@@ -112,7 +113,7 @@ def hf_tensors(model: torch.nn.Module, architecture: Architecture) -> Iterator[t
     parameters = dict(model.named_parameters())
     for mapping, layer in expand(table_of(architecture), architecture):
         name, targets = mapping.at(layer)
-        yield from zip(targets, mapping.to_hf(parameters[name].detach()), strict=True)
+        yield from zip(targets, mapping.to_hf(parameters[actual_name(name, parameters)].detach()), strict=True)
 
 
 def hf_config(architecture: Architecture, dtype: torch.dtype) -> dict[str, object]:
@@ -149,7 +150,9 @@ def _verify_worker(
 ) -> object:
     from megatron.core import parallel_state
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     from prism_nemo.models.build import build_model
     from prism_nemo.models.forward import forward_logits
 
@@ -203,9 +206,14 @@ def verify(
     Raises:
         InputError: For a folder, checkpoint or layout that cannot be used.
     """
-    read_hf_config(hf_dir)
-    HFReader(hf_dir)
-    architecture = read_architecture(checkpoint)
+    theirs, architecture = read_hf_config(hf_dir), read_architecture(checkpoint)
+    HFReader(hf_dir).check(theirs)
+    for field in ("vocab_size", "hidden_size", "num_layers"):
+        if getattr(theirs, field) != getattr(architecture, field):
+            raise InputError(
+                f"{field} is {getattr(theirs, field)} in {hf_dir} but {getattr(architecture, field)} in {checkpoint}: "
+                "not the same model"
+            )
     architecture.check_layout(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
     args = (str(hf_dir), str(checkpoint), parallel, batch, length, seed)
     result = launch(_verify_worker, *args, processes=parallel.world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,25 +83,34 @@ class HFReader:
         except SafetensorError as error:
             raise InputError(f"{self.folder / self._where[name]}: '{name}': {error}; download it again") from error
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the file's header."""
+        return tuple(self._handles[self._where[name]].get_slice(name).get_shape())
+
     def check(self, architecture: Architecture) -> None:
-        """Refuse a folder with tensors that the family does not map, or without ones that it needs.
+        """Refuse a folder that has tensors that the family does not map, lacks some, or has some in another shape.
 
         Raises:
             InputError: Naming the first such tensor.
         """
-        expected: set[str] = set()
+        expected: dict[str, tuple[int, ...]] = {}
         for mapping, layer in expand(table_of(architecture), architecture):
-            expected.update(mapping.at(layer)[1])
-        missing = sorted(expected - self.names())
+            expected.update(zip(mapping.at(layer)[1], mapping.hf_shapes(), strict=True))
+        missing = sorted(set(expected) - self.names())
         if missing:
             raise InputError(f"{self.folder}: tensor '{missing[0]}' is missing ({len(missing)} in all)")
         tied = {"lm_head.weight"} if architecture.tied_embeddings else set()
-        extra = sorted(n for n in self.names() - expected - tied if not n.endswith(_BUFFERS))
+        extra = sorted(n for n in self.names() - set(expected) - tied if not n.endswith(_BUFFERS))
         if extra:
             raise InputError(
                 f"{self.folder}: tensor '{extra[0]}' is not mapped by the {architecture.family} family; "
                 "dropping it would change the function"
             )
+        for name, shape in expected.items():
+            if self.shape(name) != shape:
+                raise InputError(
+                    f"{self.folder}: tensor '{name}' has shape {self.shape(name)}, but config.json implies {shape}"
+                )
         if tied <= self.names() and tied:
             embedding, head = self.get("model.embed_tokens.weight"), self.get("lm_head.weight")
             if not torch.equal(embedding, head):
@@ -113,6 +123,11 @@ def table_of(architecture: Architecture, tensor_model_parallel_size: int = 1) ->
     """The family's weight table for this architecture."""
     padded = architecture.padded_vocab_size(tensor_model_parallel_size)
     return family_named(architecture.family).weight_table(architecture, padded)
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Parameters of the whole model, from the weight table."""
+    return sum(math.prod(mapping.shape) for mapping, _ in expand(table_of(architecture), architecture))
 
 
 def expand(table: Iterable[WeightMapping], architecture: Architecture) -> Iterator[tuple[WeightMapping, int | None]]:

@@ -80,7 +80,7 @@ def save(
         if final.exists():
             problem = [f"{final}: already exists; remove it or choose another name"]  # type: ignore[list-item]
         else:
-            remove_leftovers(final.parent)
+            remove_leftovers(final)
             try:
                 temporary.mkdir(parents=True)
             except OSError as error:

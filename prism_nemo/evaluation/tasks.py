@@ -130,13 +130,3 @@ def evaluate_checkpoint(config: EvaluationConfig, checkpoint: str) -> dict[str, 
         result["retention_loss"] = _held_out_loss(model, config, config.retention)
     stop()
     return result
-
-
-def parameter_count(architecture: Any) -> int:
-    """Parameters of the whole model, from the weight shapes alone."""
-    a = architecture
-    qkv = a.hidden_size * a.kv_channels * (a.num_attention_heads + 2 * a.num_query_groups)
-    layer = qkv + a.num_attention_heads * a.kv_channels * a.hidden_size
-    layer += 3 * a.hidden_size * a.ffn_hidden_size + 2 * a.hidden_size
-    embeddings = a.vocab_size * a.hidden_size * (1 if a.tied_embeddings else 2)
-    return int(embeddings + a.num_layers * layer + a.hidden_size)

@@ -15,6 +15,17 @@ from megatron.core import parallel_state
 from prism_nemo.errors import InputError
 from prism_nemo.models.build import GPT
 from prism_nemo.models.layers.rope import inverse_frequencies
+from prism_nemo.models.names import actual_name
+
+# The weights of one layer, in the order in which `Decoder._forward` uses them.
+_LAYER = (
+    "input_layernorm.weight",
+    "self_attention.linear_qkv.weight",
+    "self_attention.linear_proj.weight",
+    "pre_mlp_layernorm.weight",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+)
 
 
 class Decoder:
@@ -40,21 +51,15 @@ class Decoder:
         self.head_dim = config.kv_channels
         self.eps = config.layernorm_epsilon
         self.vocab_size = model.architecture.vocab_size
-        self.embedding = model.embedding.word_embeddings.weight
+        parameters = dict(model.named_parameters())
+        self.embedding = parameters["embedding.word_embeddings.weight"]
         self.layers = [
-            (
-                layer.input_layernorm.weight,
-                layer.self_attention.linear_qkv.weight,
-                layer.self_attention.linear_proj.weight,
-                layer.pre_mlp_layernorm.weight,
-                layer.mlp.linear_fc1.weight,
-                layer.mlp.linear_fc2.weight,
-            )
-            for layer in model.decoder.layers
+            tuple(parameters[actual_name(f"decoder.layers.{i}.{name}", parameters)] for name in _LAYER)
+            for i in range(len(model.decoder.layers))
         ]
-        self.final_norm = model.decoder.final_layernorm.weight
+        self.final_norm = parameters["decoder.final_layernorm.weight"]
         tied = model.share_embeddings_and_output_weights
-        self.output = self.embedding if tied else model.output_layer.weight
+        self.output = self.embedding if tied else parameters["output_layer.weight"]
         self.inv_freq = inverse_frequencies(model.architecture.rope, self.head_dim).to(self.embedding.device)
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []

@@ -129,25 +129,28 @@ class Llama(Family):
         a = architecture
         mg, hf = "decoder.layers.{layer}.", "model.layers.{layer}."
         attention, mlp = f"{hf}self_attn.", f"{hf}mlp."
-        vocab = {"vocab_size": a.vocab_size, "padded_vocab_size": padded_vocab_size}
+        h, ffn, vocab = a.hidden_size, a.ffn_hidden_size, (padded_vocab_size, a.hidden_size)
+        heads, groups, d = a.num_attention_heads, a.num_query_groups, a.kv_channels
+        embed, head = "model.embed_tokens.weight", "lm_head.weight"
         table: list[WeightMapping] = [
-            VocabParallel("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), **vocab),
-            Replicated(f"{mg}input_layernorm.weight", (f"{hf}input_layernorm.weight",)),
+            VocabParallel("embedding.word_embeddings.weight", (embed,), vocab, vocab_size=a.vocab_size),
+            Replicated(f"{mg}input_layernorm.weight", (f"{hf}input_layernorm.weight",), (h,)),
             FusedQKV(
                 f"{mg}self_attention.linear_qkv.weight",
                 tuple(f"{attention}{x}_proj.weight" for x in "qkv"),
-                heads=a.num_attention_heads,
-                groups=a.num_query_groups,
-                head_dim=a.kv_channels,
+                ((heads + 2 * groups) * d, h),
+                heads=heads,
+                groups=groups,
+                head_dim=d,
             ),
-            RowParallel(f"{mg}self_attention.linear_proj.weight", (f"{attention}o_proj.weight",)),
-            Replicated(f"{mg}pre_mlp_layernorm.weight", (f"{hf}post_attention_layernorm.weight",)),
-            GatedMLP(f"{mg}mlp.linear_fc1.weight", (f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight")),
-            RowParallel(f"{mg}mlp.linear_fc2.weight", (f"{mlp}down_proj.weight",)),
-            Replicated("decoder.final_layernorm.weight", ("model.norm.weight",)),
+            RowParallel(f"{mg}self_attention.linear_proj.weight", (f"{attention}o_proj.weight",), (h, heads * d)),
+            Replicated(f"{mg}pre_mlp_layernorm.weight", (f"{hf}post_attention_layernorm.weight",), (h,)),
+            GatedMLP(f"{mg}mlp.linear_fc1.weight", (f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"), (2 * ffn, h)),
+            RowParallel(f"{mg}mlp.linear_fc2.weight", (f"{mlp}down_proj.weight",), (h, ffn)),
+            Replicated("decoder.final_layernorm.weight", ("model.norm.weight",), (h,)),
         ]
         if not a.tied_embeddings:
-            table.append(VocabParallel("output_layer.weight", ("lm_head.weight",), **vocab))
+            table.append(VocabParallel("output_layer.weight", (head,), vocab, vocab_size=a.vocab_size))
         return table
 
 

@@ -26,10 +26,12 @@ class WeightMapping(ABC):
     Attributes:
         megatron: Parameter name in a GPTModel with local layer specs; ``{layer}`` stands for the global layer index.
         hf: Hugging Face tensor names, with the same placeholder.
+        shape: Of the full Megatron parameter; the shapes of the Hugging Face tensors follow from it.
     """
 
     megatron: str
     hf: tuple[str, ...]
+    shape: tuple[int, ...]
 
     @property
     def per_layer(self) -> bool:
@@ -41,6 +43,14 @@ class WeightMapping(ABC):
         if not self.per_layer:
             return self.megatron, self.hf
         return self.megatron.format(layer=layer), tuple(name.format(layer=layer) for name in self.hf)
+
+    def hf_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the Hugging Face tensors, in the order of `hf`.
+
+        A gate of 60 rows and an up projection of 68 have the 128 rows that [gate; up] needs, and would load; so every
+        tensor is checked by itself.
+        """
+        return tuple(tuple(part.shape) for part in self.to_hf(torch.empty(self.shape, device="meta")))
 
     @abstractmethod
     def to_megatron(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -96,16 +106,11 @@ class VocabParallel(Replicated):
     """
 
     vocab_size: int = 0
-    padded_vocab_size: int = 0
 
     def to_megatron(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """[vocab, hidden] -> [padded vocab, hidden]."""
         (weight,) = tensors
-        if weight.shape[0] != self.vocab_size:
-            raise InputError(
-                f"{self.hf[0]} has {weight.shape[0]} rows, but config.json says vocab_size {self.vocab_size}"
-            )
-        return torch.nn.functional.pad(weight, (0, 0, 0, self.padded_vocab_size - self.vocab_size))
+        return torch.nn.functional.pad(weight, (0, 0, 0, self.shape[0] - self.vocab_size))
 
     def to_hf(self, full: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """[padded vocab, hidden] -> [vocab, hidden]."""

@@ -47,7 +47,7 @@ class PocketSettings:
     midtrain_lr: float = 2e-3
     longer_lr: float = 1e-3
     rl_lr: float = 1e-4
-    questions: int = 1000
+    questions: int = 800
     model: dict[str, Any] = field(
         default_factory=lambda: {
             "architectures": ["LlamaForCausalLM"],

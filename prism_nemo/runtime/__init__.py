@@ -6,7 +6,6 @@ Nothing else in the library asks whether CUDA is present.
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
+from prism_nemo.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,3 @@ def stop() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def quiet() -> None:
-    """Silence Megatron-Core's notes on packages that this runtime does without on purpose."""
-    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\..*")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\..*")
-    # torch 2.13 renames collectives that Megatron-Core 0.16.1 still calls by their old names.
-    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated.*")

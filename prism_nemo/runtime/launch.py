@@ -6,6 +6,7 @@ from a server process that has imported torch and Megatron-Core once, so that a 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -76,6 +77,8 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # The agent logs a worker's whole traceback also for an InputError; `_raise_first` says what there is to say.
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
         try:
             results = elastic_launch(config, _worker)(function, args, errors)
         except ChildFailedError as error:

@@ -1,8 +1,8 @@
 """What the server process imports once, so that forked workers start at once. Imports only: no threads, no state."""
 
-import warnings
+from prism_nemo.quiet import quiet
 
-warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+quiet()
 
 import megatron.core.dist_checkpointing  # noqa: E402
 import megatron.core.distributed  # noqa: E402

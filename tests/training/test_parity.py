@@ -1,9 +1,9 @@
 """Losses do not depend on how the work is laid out, and are those of a plain PyTorch loop.
 
-Tolerances. All runs compute the same sums in fp32 in another order. A loss near 5 has a spacing of 5e-7, and in ten
-steps at a learning rate of 1e-2 differences grow by a factor of about ten (shared/reference/megatron_on_cpu.md, section
-4: 2e-6 to 8e-6 in the loss and 1e-5 to 6e-5 in the gradient norm after 20 steps). The limits are some six times that;
-a gradient that is wrong by one part in a thousand moves the second loss by more.
+Tolerances. All runs compute the same sums in fp32 in another order. A loss near 5 has a spacing of 5e-7; at a learning
+rate of 1e-2 differences grow from step to step. Seen here after ten steps: at most 3e-7 in the loss and 1.1e-6 in the
+gradient norm between layouts (shared/reference/megatron_on_cpu.md, section 4, saw 8e-6 and 6e-5 after twenty). The
+limits are about fifteen times that; a gradient that is wrong by one part in ten thousand breaks both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prism_nemo.data.blend import build_blend
 from prism_nemo.runtime.launch import launch
 from prism_nemo.training.midtrain import midtrain
 
-LOSS, GRAD_NORM = 5e-5, 4e-4
+LOSS, GRAD_NORM = 5e-6, 2e-5
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "TP1"])
@@ -128,11 +128,9 @@ def test_equals_plain_pytorch(tied: bool, data: Path, tmp_path: Path) -> None:
     # Warm-up over three steps, then a cosine to a tenth, written out.
     rates = [1e-2 / 3, 2e-2 / 3, 1e-2]
     rates += [1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * i / (STEPS - 3)))) for i in range(STEPS - 3)]
-    del rates[3]  # the third warm-up step and the first of the cosine are both at the peak
-    rates.append(1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (STEPS - 1 - 3) / (STEPS - 3)))))
-    expected = _reference(hf, steps, rates[:STEPS], optimizer)
+    expected = _reference(hf, steps, rates, optimizer)
     assert min(expected["grad_norm"]) > 0.5
-    assert column(config.run_dir, "lr") == pytest.approx(rates[:STEPS], rel=1e-12)
+    assert column(config.run_dir, "lr") == pytest.approx(rates, rel=1e-12)
     assert column(config.run_dir, "loss") == pytest.approx(expected["loss"], abs=LOSS)
     assert column(config.run_dir, "grad_norm") == pytest.approx(expected["grad_norm"], abs=GRAD_NORM)
 

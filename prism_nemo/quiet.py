@@ -1,0 +1,21 @@
+"""What our dependencies say that nobody needs to read, silenced by name, before they are imported."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Silence notes on packages that this project does without on purpose, and on names that upstream will change."""
+    # Megatron-Core 0.16.1 tells at import which optional packages it did not find; `runtime` decides what is used.
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+    # torch 2.13 renames collectives and sharded tensors that Megatron-Core 0.16.1 still uses by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*deprecating ShardedTensor.*")
+    # transformer_layer.py does not know our MLP subclass and says so once per layer; its default arguments are right.
+    logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(_is_not_about_mlp)
+
+
+def _is_not_about_mlp(record: logging.LogRecord) -> bool:
+    return "Unknown MLP type" not in record.getMessage()
