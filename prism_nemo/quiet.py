@@ -13,6 +13,8 @@ def quiet() -> None:
     # torch 2.13 renames collectives and sharded tensors that Megatron-Core 0.16.1 still uses by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated.*")
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*deprecating ShardedTensor.*")
+    # optimizer.py:66 looks at .grad of the sharded main parameters, which are views, to find out that it is None.
+    warnings.filterwarnings("ignore", category=UserWarning, message=".*grad attribute of a Tensor that is not a leaf.*")
     # transformer_layer.py does not know our MLP subclass and says so once per layer; its default arguments are right.
     logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(_is_not_about_mlp)
 

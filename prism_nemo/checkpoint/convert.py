@@ -208,7 +208,7 @@ def verify(
     """
     theirs, architecture = read_hf_config(hf_dir), read_architecture(checkpoint)
     HFReader(hf_dir).check(theirs)
-    for field in ("vocab_size", "hidden_size", "num_layers"):
+    for field in ("vocab_size", "num_layers"):
         if getattr(theirs, field) != getattr(architecture, field):
             raise InputError(
                 f"{field} is {getattr(theirs, field)} in {hf_dir} but {getattr(architecture, field)} in {checkpoint}: "

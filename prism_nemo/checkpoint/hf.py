@@ -64,7 +64,12 @@ class HFReader:
                 self._handles[name] = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise InputError(f"{path}: truncated or not a safetensors file ({error}); download it again") from error
-        self._where = files or dict.fromkeys(self._handles[SINGLE].keys(), SINGLE)
+        self._where = {name: file for file, handle in self._handles.items() for name in handle.keys()}  # noqa: SIM118
+        absent = sorted(name for name, file in files.items() if self._where.get(name) != file)
+        if absent:
+            raise InputError(
+                f"{folder / files[absent[0]]}: lacks '{absent[0]}', which {INDEX} promises; download it again"
+            )
 
     def names(self) -> set[str]:
         """Names of all tensors."""

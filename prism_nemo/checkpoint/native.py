@@ -137,6 +137,9 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: Any = None) -> Tra
         InputError: If the checkpoint is incomplete, or lacks the optimizer that was asked for.
     """
     manifest = read_manifest(checkpoint)
+    different = Architecture.from_dict(manifest["architecture"]).differences(model.architecture)  # type: ignore[arg-type]
+    if different:
+        raise InputError(f"{checkpoint}: holds another architecture than the model: {'; '.join(different)}")
     metadata = _metadata()
     wanted: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     if optimizer is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,15 @@ class Architecture:
     max_position_embeddings: int
     rope: Rope = field(default_factory=Rope)
     hf_config: dict[str, Any] = field(default_factory=dict)
+
+    def differences(self, other: Architecture) -> list[str]:
+        """Fields in which two architectures are not the same function, as ``name: ours, theirs``."""
+        skipped = {"hf_config", "max_position_embeddings"}
+        return [
+            f"{f.name}: {getattr(self, f.name)}, {getattr(other, f.name)}"
+            for f in fields(self)
+            if f.name not in skipped and getattr(self, f.name) != getattr(other, f.name)
+        ]
 
     def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
         """Vocabulary rounded up so that every tensor-parallel rank holds the same number of rows."""
@@ -165,6 +174,8 @@ def read_hf_config(folder: Path) -> Architecture:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return architecture_from_hf(config, str(path))
 
 

@@ -118,6 +118,8 @@ class Llama(Family):
             )
         except KeyError as error:
             raise InputError(f"{source}: key {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{source}: a size is not a number: {error}") from error
         if heads % architecture.num_query_groups:
             raise InputError(
                 f"{source}: num_key_value_heads {architecture.num_query_groups} does not divide {heads} heads"

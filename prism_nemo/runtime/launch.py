@@ -78,7 +78,8 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
         context.set_forkserver_preload(_PRELOAD)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         # The agent logs a worker's whole traceback also for an InputError; `_raise_first` says what there is to say.
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for name in ("agent.server.api", "multiprocessing.api"):
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
         try:
             results = elastic_launch(config, _worker)(function, args, errors)
         except ChildFailedError as error:

@@ -115,9 +115,9 @@ def midtrain_interrupted(config: MidtrainConfig, at_step: int, how: str) -> Any:
 
         def broken(batches: Any, model: Any) -> Any:
             nonlocal calls
-            calls += 1
+            calls += model.training  # validation does not count
             losses, loss_of = forward(batches, model)
-            if calls == (at_step - 1) * per_step + 1:
+            if model.training and calls == (at_step - 1) * per_step + 1:
                 losses = losses * float("nan")
             return losses, loss_of
 
