@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,25 +28,33 @@ _PRELOAD = ["prism_nemo.runtime.preload"]
 
 
 def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) -> Any:
-    """Run in each process: keep the error, whole, for the parent to raise again."""
+    """Run in each process: keep the error, whole and with its time, for the parent to raise again."""
     try:
         return function(*args)
     except BaseException as error:
-        rank = os.environ.get("RANK", "0")
-        text = traceback.format_exc()
         known = error if isinstance(error, PrismError) else None
-        Path(errors, f"rank{rank}").write_bytes(pickle.dumps((known, text)))
+        record = (time.time_ns(), known, traceback.format_exc())
+        Path(errors, f"rank{os.environ.get('RANK', '0')}").write_bytes(pickle.dumps(record))
         raise
 
 
-def _raise_first(errors: Path) -> None:
-    """Raise the error that explains the failure: one of ours if any rank had one, else the first traceback."""
-    found = [pickle.loads(path.read_bytes()) for path in sorted(errors.iterdir())]
-    for known, _ in found:
-        if known is not None:
-            raise known
-    if found:
-        raise PrismError(f"a process failed:\n{found[0][1]}")
+def _raise_first(errors: Path, silent_rank: int | None = None, exit_code: int | None = None) -> None:
+    """Raise the error that came first: the others are mostly ranks that lost their peer.
+
+    Args:
+        errors: Folder of the ranks' records.
+        silent_rank: Rank that the agent saw fail first, if it left no record: it was killed.
+        exit_code: Its exit code.
+    """
+    if silent_rank is not None and not (errors / f"rank{silent_rank}").exists():
+        raise PrismError(
+            f"the process of rank {silent_rank} ended without a message (exit code {exit_code}): killed?"
+        )
+    found = sorted((pickle.loads(path.read_bytes()) for path in errors.iterdir()), key=lambda record: record[0])
+    if not found:
+        return
+    _, known, text = found[0]
+    raise known or PrismError(f"a process failed:\n{text}")
 
 
 def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
@@ -83,8 +92,9 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
         try:
             results = elastic_launch(config, _worker)(function, args, errors)
         except ChildFailedError as error:
-            _raise_first(Path(errors))
-            raise PrismError(f"a process ended without a message (killed, or out of memory?): {error}") from error
+            rank, first = error.get_first_failure()
+            _raise_first(Path(errors), rank, first.exitcode)
+            raise PrismError(f"a process failed: {error}") from error
         except SignalException as error:
             _raise_first(Path(errors))
             name = signal.Signals(error.sigval).name
