@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -181,7 +182,10 @@ def resolve(
             if not separator:
                 raise InputError(f"override '{override}' is not of the form key=value")
             _refuse_unknown_path(schema, key.split("."), f"override '{override}'")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            try:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            except yaml.YAMLError as error:
+                raise InputError(f"override '{override}': the value is not valid YAML") from error
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise InputError(f"{source or schema.__name__}: no value for {', '.join(missing)}; give it as key=value")

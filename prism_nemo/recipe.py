@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from prism_nemo.config import load_yaml, resolve
-from prism_nemo.errors import InputError
+from prism_nemo.errors import InputError, PrismError
 
 ConfigType = TypeVar("ConfigType")
 
@@ -39,7 +39,7 @@ def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: 
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    _run(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     build = getattr(module, function, None)
     if build is None:
         raise InputError(f"{path}: defines no function '{function}'")
@@ -47,7 +47,9 @@ def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: 
     arguments: dict[str, Any] = {}
     rest = []
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"override '{override}' is not of the form key=value")
         if key in names:
             arguments[key] = value
         else:
@@ -59,9 +61,19 @@ def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: 
     ]
     if missing:
         raise InputError(f"{path}: {function}() needs {', '.join(f'{name}=...' for name in missing)}")
-    config = build(**arguments)
+    config = _run(path, lambda: build(**arguments))
+    if not isinstance(config, schema):
+        raise InputError(f"{path}: {function}() returned {type(config).__name__}, not {schema.__name__}")
     values = OmegaConf.to_container(OmegaConf.structured(config))
-    if not isinstance(values, dict) or not fields(schema):  # type: ignore[arg-type]
-        raise InputError(f"{path}: {function}() did not return a {schema.__name__}")
-    given = {str(k): v for k, v in values.items() if v != "???"}
+    given = {str(k): v for k, v in values.items() if v != "???"} if isinstance(values, dict) else {}
     return resolve(schema, given, rest, source=str(path))
+
+
+def _run(path: Path, call: Callable[[], Any]) -> Any:
+    """Run a recipe's code; whatever it raises is a fault of the recipe."""
+    try:
+        return call()
+    except PrismError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from error

@@ -113,3 +113,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number + 1 < len(raw):
                 raise InputError(f"{path}:{number + 1}: not valid JSON") from None
     return lines
+
+
+def last_value(path: Path, name: str) -> float | None:
+    """The newest value of a metric, or None where there is none."""
+    values = [line[name] for line in read_metrics(path) if name in line]
+    return values[-1] if values else None

@@ -53,8 +53,8 @@ def save_tiny_llama(folder: Path, dtype: torch.dtype = torch.float32, **config: 
 def edited_copy(
     source: Path,
     folder: Path,
-    tensors: Callable[[dict[str, torch.Tensor]], None] | None = None,
-    config: Callable[[dict[str, Any]], None] | None = None,
+    tensors: Callable[[dict[str, torch.Tensor]], object] | None = None,
+    config: Callable[[dict[str, Any]], object] | None = None,
 ) -> Path:
     """A copy of a single-file Hugging Face folder with its tensors or its config.json edited in place."""
     shutil.copytree(source, folder)

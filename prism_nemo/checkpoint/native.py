@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,19 @@ def find_latest(checkpoints: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def set_aside_damaged(checkpoints: Path, latest: Path | None) -> None:
+    """Rename the step directories that are newer than `latest`: they are damaged, or they would be the latest.
+
+    A run that continues from the one before would otherwise find the name taken when it gets to that step again, and
+    might count a damaged checkpoint among those worth keeping. Every rank must call this.
+    """
+    if dist.get_rank() == 0:
+        for path in sorted(checkpoints.glob("step_*")):
+            if ".tmp-" not in path.name and (latest is None or path.name > latest.name):
+                path.rename(path.with_name(f"damaged_{path.name}_{os.getpid()}"))
+    _barrier()
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:

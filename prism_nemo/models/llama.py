@@ -109,7 +109,7 @@ class Llama(Family):
                 num_layers=int(config["num_hidden_layers"]),
                 num_attention_heads=heads,
                 num_query_groups=int(config.get("num_key_value_heads") or heads),
-                kv_channels=int(config.get("head_dim") or hidden // heads),
+                kv_channels=int(config.get("head_dim") or hidden // max(1, heads)),
                 norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
                 tied_embeddings=bool(config.get("tie_word_embeddings", False)),
                 max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
@@ -120,6 +120,14 @@ class Llama(Family):
             raise InputError(f"{source}: key {error} is missing") from error
         except (TypeError, ValueError) as error:
             raise InputError(f"{source}: a size is not a number: {error}") from error
+        sizes = {
+            "vocab_size": architecture.vocab_size, "hidden_size": hidden, "num_attention_heads": heads,
+            "num_key_value_heads": config.get("num_key_value_heads", heads), "head_dim": architecture.kv_channels,
+            "num_hidden_layers": architecture.num_layers, "intermediate_size": architecture.ffn_hidden_size,
+        }  # fmt: skip
+        for key, size in sizes.items():
+            if size is not None and int(size) < 1:
+                raise InputError(f"{source}: {key} is {size}; it must be at least 1")
         if heads % architecture.num_query_groups:
             raise InputError(
                 f"{source}: num_key_value_heads {architecture.num_query_groups} does not divide {heads} heads"

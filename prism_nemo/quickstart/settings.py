@@ -1,8 +1,8 @@
 """The pocket-size setting. Choices were made on validation questions; the test questions are only ever reported on.
 
 The study's proportions are kept where they make sense at this size (replay of general text in mid-training, prompts
-only from domains that were mid-trained, groups of 16); sizes, learning rates and steps are ours, chosen so that
-learning is visible in ten minutes on two cores.
+only from domains that were mid-trained, linear decay in RL); sizes, learning rates and steps are ours, chosen so that
+learning is visible in ten minutes on two cores. 24 prompts of 8 responses taught more than 12 of 16 in the same time.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ class PocketSettings:
     seq_length: int = 128
     global_batch_size: int = 8
     base_steps: int = 1000
-    midtrain_steps: int = 1100
-    rl_steps: int = 200
-    prompts_per_step: int = 12
-    group_size: int = 16
+    midtrain_steps: int = 1000
+    rl_steps: int = 150
+    prompts_per_step: int = 24
+    group_size: int = 8
     max_new_tokens: int = 40
     documents_per_task: int = 9000
     general_chars: int = 2_600_000
     base_lr: float = 3e-3
     midtrain_lr: float = 2e-3
     longer_lr: float = 1e-3
-    rl_lr: float = 1e-4
+    rl_lr: float = 2e-4
+    rl_decay: str = "linear"
+    rl_adam_beta2: float = 0.99
     questions: int = 800
     model: dict[str, Any] = field(
         default_factory=lambda: {
@@ -124,8 +126,8 @@ class PocketSettings:
             ),
             grpo=GRPOConfig(kl_beta=0.0, normalize_advantage=False),
             parallel=self.parallel(),
-            optimizer=OptimizerConfig(lr=self.rl_lr, weight_decay=0.0, adam_eps=1e-8),
-            schedule=ScheduleConfig(lr_warmup_steps=3, decay="constant"),
+            optimizer=OptimizerConfig(lr=self.rl_lr, weight_decay=0.0, adam_beta2=self.rl_adam_beta2, adam_eps=1e-8),
+            schedule=ScheduleConfig(lr_warmup_steps=3, decay=self.rl_decay, min_lr_ratio=0.0),
             checkpoint=CheckpointConfig(save_interval=max(1, self.rl_steps // 2), keep=1),
             train_steps=self.rl_steps,
             micro_batch_size=32,

@@ -21,6 +21,7 @@ from prism_nemo.checkpoint.native import (
     read_architecture,
     remove_old,
     save,
+    set_aside_damaged,
     step_directory,
 )
 from prism_nemo.config import RLConfig
@@ -31,7 +32,7 @@ from prism_nemo.models.forward import positions
 from prism_nemo.rl.grpo import group_advantages, live_groups, policy_loss
 from prism_nemo.rl.rewards.task import Task, task_named
 from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate, draw_prompts, roll_out
-from prism_nemo.run import RunDirectory
+from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import start, stop
 from prism_nemo.training.guards import StopRequest, check_finite
 from prism_nemo.training.progress import Progress
@@ -186,6 +187,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         config.use_distributed_optimizer,
     )
     latest = find_latest(run.checkpoints)
+    set_aside_damaged(run.checkpoints, latest)
     state = TrainState()
     if latest is not None:
         state = load(latest, trainer.raw, trainer.optimizer)
@@ -200,7 +202,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
     share = config.rollout.prompts_per_step // dp_size
     group = config.rollout.group_size
     progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
-    first_step, saved, reward = state.step, latest, float("nan")
+    first_step, saved, reward = state.step, latest, last_value(run.metrics_path, "reward")
 
     def forward_step(batches: Iterator[PolicyBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         batch = next(batches)

@@ -69,6 +69,10 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
         if world_size > 1:
             torch.set_num_threads(1)  # more threads than cores was seen to cost a factor of ten
 
+    from prism_nemo.runtime import faults
+
+    faults.mend()
+
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 

@@ -35,6 +35,8 @@ def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) ->
         known = error if isinstance(error, PrismError) else None
         record = (time.time_ns(), known, traceback.format_exc())
         Path(errors, f"rank{os.environ.get('RANK', '0')}").write_bytes(pickle.dumps(record))
+        if known is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            time.sleep(0.5)  # lost a peer? the agent must see the peer that was killed before it sees this rank
         raise
 
 
@@ -47,9 +49,7 @@ def _raise_first(errors: Path, silent_rank: int | None = None, exit_code: int | 
         exit_code: Its exit code.
     """
     if silent_rank is not None and not (errors / f"rank{silent_rank}").exists():
-        raise PrismError(
-            f"the process of rank {silent_rank} ended without a message (exit code {exit_code}): killed?"
-        )
+        raise PrismError(f"the process of rank {silent_rank} ended without a message (exit code {exit_code}): killed?")
     found = sorted((pickle.loads(path.read_bytes()) for path in errors.iterdir()), key=lambda record: record[0])
     if not found:
         return

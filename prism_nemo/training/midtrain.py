@@ -18,12 +18,13 @@ from prism_nemo.checkpoint.native import (
     read_architecture,
     remove_old,
     save,
+    set_aside_damaged,
     step_directory,
 )
 from prism_nemo.config import MidtrainConfig
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.family import Architecture, architecture_from_hf
-from prism_nemo.run import RunDirectory
+from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import start, stop
 from prism_nemo.training.guards import StopRequest, check_finite
 from prism_nemo.training.progress import Progress
@@ -159,6 +160,7 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
         architecture, runtime, config.optimizer, config.seq_length, config.use_distributed_optimizer, **overrides
     )
     latest = find_latest(run.checkpoints)
+    set_aside_damaged(run.checkpoints, latest)
     state = TrainState()
     if latest is not None:
         state = load(latest, trainer.raw, trainer.optimizer)
@@ -184,15 +186,14 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
         consumed_samples=state.consumed_samples,
     )
     progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
-    loss = float("nan")
+    loss = last_value(run.metrics_path, "loss")
     saved = latest
 
     def checkpoint() -> Path:
         path = step_directory(run.checkpoints, state.step)
-        if not path.exists():
-            save(path, trainer.raw, architecture, trainer.optimizer, state, {"stage": stage})
-            if runtime.is_main:
-                remove_old(run.checkpoints, config.checkpoint.keep)
+        save(path, trainer.raw, architecture, trainer.optimizer, state, {"stage": stage})
+        if runtime.is_main:
+            remove_old(run.checkpoints, config.checkpoint.keep)
         return path
 
     stream = _to(runtime.device, batches)

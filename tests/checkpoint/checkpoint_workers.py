@@ -62,22 +62,31 @@ def loss_and_padding_gradient(hf_dir: str, tokens: torch.Tensor, parallel: Paral
     return loss.detach(), padded
 
 
-def saved_by_training(hf_dir: str, checkpoints: str, parallel: ParallelConfig, steps: list[int]) -> None:
-    """Checkpoints with optimizer and state, as a training loop writes them (no update is made)."""
+def saved_by_training(
+    hf_dir: str, checkpoints: str, parallel: ParallelConfig, steps: list[int]
+) -> dict[int, torch.Tensor]:
+    """Checkpoints with optimizer and state, as a training loop writes them (no update is made).
+
+    Returns:
+        By step, what the generator gives first after that save.
+    """
     trainer, architecture = _trainer(hf_dir, parallel)
+    drawn = {}
     for step in steps:
         _save(trainer, architecture, native.step_directory(Path(checkpoints), step), step)
+        drawn[step] = torch.rand(3)
     stop()
+    return drawn
 
 
 def state_after_load(hf_dir: str, checkpoint: str, parallel: ParallelConfig) -> dict[str, Any]:
     """Load with optimizer; what came back."""
     trainer, _ = _trainer(hf_dir, parallel, fill=False)
     state = native.load(Path(checkpoint), trainer.raw, trainer.optimizer)
-    rng = torch.get_rng_state()
+    drawn = torch.rand(3)
     weight = trainer.raw.decoder.final_layernorm.weight.detach().clone() if trainer.raw.post_process else None
     stop()
-    return {"state": vars(state), "rng": rng, "final_norm": weight}
+    return {"state": vars(state), "drawn": drawn, "final_norm": weight}
 
 
 def save_that_fails(hf_dir: str, checkpoints: str, step: int, how: str, rank: int, parallel: ParallelConfig) -> None:

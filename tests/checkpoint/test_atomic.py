@@ -95,34 +95,61 @@ def test_damaged_manifest_is_named(published: Path) -> None:
         read_manifest(published)
 
 
-def test_leftovers_of_a_killed_save_are_removed(published: Path) -> None:
-    other = published.with_name("step_00000007.tmp-999999999")
-    other.mkdir()
-    (other / "half.bin").write_bytes(b"1")
-    assert remove_leftovers(published.parent) == [other]
-    assert not other.exists()
+DEAD = 2**22 + 1  # above the largest process id that Linux gives
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "half.bin").write_bytes(b"1")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("final", "left"),
+    [("step_00000009", "step_00000007"), ("step_00000009", "step_00000009"), ("ckpt", "ckpt")],
+    ids=["another step of the run", "the same step", "the same name"],
+)
+def test_leftovers_of_a_killed_save_are_removed(published: Path, final: str, left: str) -> None:
+    leftover = folder(published.with_name(f"{left}.tmp-{DEAD}"))
+    assert remove_leftovers(published.with_name(final)) == [leftover]
+    assert not leftover.exists()
     assert read_manifest(published)["step"] == 3
 
 
-def test_a_file_of_such_a_name_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "x.tmp-1").write_text("a file")
-    assert remove_leftovers(tmp_path) == []
-    assert (tmp_path / "x.tmp-1").exists()
+def test_our_own_process_id_from_before_is_no_excuse(tmp_path: Path) -> None:
+    """In a container every run may have process id 1."""
+    leftover = folder(tmp_path / f"ckpt.tmp-{os.getpid()}")
+    assert remove_leftovers(tmp_path / "ckpt") == [leftover]
 
 
-def test_a_folder_that_no_save_made_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["notes.tmp-old", "ckpt.tmp-1a", "ckpt.tmp-", f"other.tmp-{DEAD}", "ckpt", "step_1"])
+def test_what_no_save_of_this_name_made_is_kept(tmp_path: Path, name: str) -> None:
     """`import --out ./ckpt` must not delete what the user has beside it."""
-    (tmp_path / "notes.tmp-old").mkdir()
-    remove_leftovers(tmp_path)
-    assert (tmp_path / "notes.tmp-old").is_dir()
+    kept = folder(tmp_path / name)
+    assert remove_leftovers(tmp_path / "ckpt") == []
+    assert kept.is_dir()
+
+
+def test_a_name_is_not_a_pattern(tmp_path: Path) -> None:
+    kept = folder(tmp_path / f"axb.tmp-{DEAD}")
+    assert remove_leftovers(tmp_path / "a.b") == []
+    assert kept.is_dir()
+
+
+def test_a_file_of_such_a_name_is_kept(tmp_path: Path) -> None:
+    (tmp_path / f"ckpt.tmp-{DEAD}").write_text("a file")
+    assert remove_leftovers(tmp_path / "ckpt") == []
 
 
 def test_the_save_of_a_living_process_is_kept(tmp_path: Path) -> None:
-    """Two imports into one folder, side by side: neither deletes what the other is writing."""
-    theirs = tmp_path / f"other.tmp-{os.getppid()}"
-    theirs.mkdir()
-    remove_leftovers(tmp_path)
+    """Two imports of one name, side by side: neither deletes what the other is writing."""
+    theirs = folder(tmp_path / f"ckpt.tmp-{os.getppid()}")
+    assert remove_leftovers(tmp_path / "ckpt") == []
     assert theirs.is_dir()
+
+
+def test_no_parent_no_leftovers(tmp_path: Path) -> None:
+    assert remove_leftovers(tmp_path / "none/ckpt") == []
 
 
 def test_manifest_is_json_for_people(published: Path) -> None:

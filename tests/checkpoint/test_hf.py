@@ -168,7 +168,7 @@ def test_tensor_that_the_index_promises_and_no_shard_holds(sharded: Path) -> Non
 
 
 def test_missing_tensor(tiny_hf: Path, tmp_path: Path) -> None:
-    folder = edited_copy(tiny_hf, tmp_path / "x", tensors=lambda t: [t.pop(Q), t.pop("lm_head.weight")] and None)
+    folder = edited_copy(tiny_hf, tmp_path / "x", tensors=lambda t: (t.pop(Q), t.pop("lm_head.weight")))
     with pytest.raises(InputError, match=r"tensor 'lm_head\.weight' is missing \(2 in all\)"):
         check(folder)
     with pytest.raises(InputError, match="q_proj"):

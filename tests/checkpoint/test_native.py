@@ -22,11 +22,16 @@ ONE, TP2, PP2, DP2 = ParallelConfig(), ParallelConfig(2), ParallelConfig(1, 2), 
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the checkpoints of steps 10 and 20 of a run, at one process; copy before editing."""
+def run(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, torch.Tensor]]:
+    """Folder with the checkpoints of steps 10 and 20 at one process, and what was drawn after each save."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    launch(workers.saved_by_training, str(tiny_hf), str(folder), ONE, [10, 20])
-    return folder
+    return folder, launch(workers.saved_by_training, str(tiny_hf), str(folder), ONE, [10, 20])
+
+
+@pytest.fixture
+def saved(run: tuple[Path, dict[int, torch.Tensor]]) -> Path:
+    """Folder with the checkpoints of steps 10 and 20; copy before editing."""
+    return run[0]
 
 
 @pytest.fixture
@@ -60,12 +65,12 @@ def test_state_comes_back_at_any_layout(saved: Path, tiny_hf: Path, layout: Para
         assert torch.equal(result["final_norm"], all_tensors(tiny_hf)["model.norm.weight"])
 
 
-def test_generator_state_comes_back_at_the_same_layout(saved: Path, tiny_hf: Path) -> None:
-    states = [
-        launch(workers.state_after_load, str(tiny_hf), str(step_directory(saved, step)), ONE)["rng"]
-        for step in (10, 20)
-    ]
-    assert torch.equal(states[0], states[1])  # nothing was drawn between the two saves
+def test_generator_continues_at_the_same_layout(run: tuple[Path, dict[int, torch.Tensor]], tiny_hf: Path) -> None:
+    folder, drawn = run
+    assert not torch.equal(drawn[10], drawn[20])
+    for step in (10, 20):
+        result = launch(workers.state_after_load, str(tiny_hf), str(step_directory(folder, step)), ONE)
+        assert torch.equal(result["drawn"], drawn[step])
 
 
 def test_latest_is_the_newest_complete_one(checkpoints: Path) -> None:
@@ -103,8 +108,8 @@ def test_remove_old_keeps_the_newest(tmp_path: Path) -> None:
         ("full", 0, ONE, "No space left on device.*earlier checkpoints are untouched"),
         ("error", 0, TP2, "the writer died.*earlier checkpoints are untouched"),
         ("full", 1, TP2, "No space left on device.*earlier checkpoints are untouched"),
-        ("killed", 0, ONE, "ended without a message"),
-        ("killed", 1, TP2, "ended without a message"),
+        ("killed", 0, ONE, "rank 0 ended without a message"),
+        ("killed", 1, TP2, "rank 1 ended without a message"),
     ],
     ids=["disk full", "error on rank 0 of 2", "disk full on rank 1 of 2", "killed", "rank 1 of 2 killed"],
 )

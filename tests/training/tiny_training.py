@@ -61,7 +61,7 @@ LAYOUTS = {
 
 
 def character_tokenizer(folder: Path) -> Tokenizer:
-    """One token per character and four special tokens: 102 ids."""
+    """One token per character and four special tokens: 100 ids."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
     inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=" "))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

@@ -27,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grads
         normed, inverse, weight = ctx.saved_tensors
         product = grad * normed
-        flat = product.view(-1, product.shape[-1])
+        flat = product.reshape(-1, product.shape[-1])
         # mean over the row of g w (x r): one matrix-vector product instead of two passes.
         mean = (flat @ weight).div_(product.shape[-1]).view(*product.shape[:-1], 1)
         grad_x = (grad * weight).addcmul_(normed, mean, value=-1.0).mul_(inverse)

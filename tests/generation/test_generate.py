@@ -1,0 +1,191 @@
+"""The decoder computes the function that training computes, and samples from it.
+
+The decoder is a second implementation of the model's forward pass; whatever they disagree on, RL learns from. So every
+token and every log-probability is compared with a full forward of the training model, not with itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generation_workers import (
+    against_full_forward,
+    first_tokens,
+    generate_over_pipeline,
+    in_one_process,
+    lengths,
+    repeats,
+)
+from tiny_training import write_llama
+
+from prism_nemo.config import ParallelConfig
+from prism_nemo.errors import InputError
+from prism_nemo.generation.sampling import _nucleus
+from prism_nemo.runtime.launch import launch
+
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped, tied, vocabulary 255": {},
+    "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "head_dim 24, untied, vocabulary 101": {"head_dim": 24, "tie_word_embeddings": False, "vocab_size": 101},
+    "llama3 rope": {
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        },
+        "rope_theta": None,
+    },
+}  # fmt: skip
+STOP = 1
+# Lengths 1 to 17, so that a row has up to 16 places of padding on its left.
+PROMPTS = [[(7 * i + 3 * j) % 97 + 4 for j in range(n)] for i, n in enumerate((5, 1, 17, 9, 2, 17))]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Weights of deviation 0.25 instead of 0.02, so that every token matters to the next one."""
+    root = tmp_path_factory.mktemp("models")
+    return [
+        write_llama(root / str(i), seed=i + 20, std=0.25, **{k: v for k, v in changes.items() if v is not None})
+        for i, changes in enumerate(MODELS.values())
+    ]
+
+
+@pytest.fixture(scope="session")
+def compared(models: list[Path]) -> dict[int, list[dict[str, Any]]]:
+    """Per tensor-parallel size, the comparison for each model."""
+    paths = [str(path) for path in models]
+    return {
+        tp: launch(against_full_forward, paths, ParallelConfig(tp), PROMPTS, 20, STOP, processes=tp) for tp in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+def test_every_token_equals_a_full_forward(model: int, tp: int, compared: dict[int, list[dict[str, Any]]]) -> None:
+    found = compared[tp][model]
+    assert found["greedy"]["wrong"] == 0
+    assert found["greedy"]["prompts"] == PROMPTS
+    # Rounding is 1e-6; with a closer race than this the comparison of tokens would be one of rounding.
+    assert found["greedy"]["lead"] > 1e-4
+    for mode, samples in (("greedy", 1), ("sampled", 3), ("hot", 2)):
+        assert found[mode]["count"] == samples * len(PROMPTS)
+        assert found[mode]["logprob_diff"] < 1e-5, mode
+
+
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+def test_tensor_parallel_ranks_write_what_one_process_writes(
+    model: int, compared: dict[int, list[dict[str, Any]]]
+) -> None:
+    assert compared[2][model]["tokens"] == compared[1][model]["tokens"]
+    assert compared[2][model]["sampled"]["lengths"] == compared[1][model]["sampled"]["lengths"]
+
+
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+def test_equals_transformers_generate(
+    model: int, models: list[Path], compared: dict[int, list[dict[str, Any]]]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(models[model], dtype=torch.float32).eval()
+    for prompt, tokens in zip(PROMPTS, compared[1][model]["tokens"], strict=True):
+        row = torch.tensor([prompt])
+        written = reference.generate(
+            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=20, eos_token_id=STOP,
+            pad_token_id=0, bos_token_id=None,
+        )  # fmt: skip
+        assert written[0, len(prompt) :].tolist() == tokens
+
+
+@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+def test_a_prompt_alone_and_in_a_batch(model: int, compared: dict[int, list[dict[str, Any]]]) -> None:
+    """Neither padding nor neighbours nor rows that leave the batch change a response."""
+    found = compared[1][model]
+    for (tokens, logprobs), batch_tokens, batch_logprobs in zip(
+        found["alone"], found["tokens"], found["logprobs"], strict=True
+    ):
+        assert tokens == batch_tokens
+        assert logprobs == pytest.approx(batch_logprobs, abs=1e-5)
+
+
+def test_the_stop_token_ends_a_response(compared: dict[int, list[dict[str, Any]]]) -> None:
+    """It is kept as the last token and appears nowhere else; a response without it has the full length."""
+    finished = cut = 0
+    for found in [model for models in compared.values() for model in models]:
+        for mode in ("greedy", "sampled", "hot"):
+            part = found[mode]
+            assert part["stops_inside"] == 0
+            for length, end, done in zip(part["lengths"], part["ends"], part["finished"], strict=True):
+                assert done == (end == STOP)
+                assert done or length == 20
+                assert length <= 20
+                finished, cut = finished + done, cut + (not done)
+    assert finished > 10
+    assert cut > 10
+
+
+def test_the_stop_token_may_come_first_and_last(models: list[Path]) -> None:
+    """The token that greedy decoding writes at some place becomes the stop token."""
+    free = launch(in_one_process, str(models[0]), lengths, PROMPTS, 6, 0)
+    tokens = free[0].tokens
+    for place in range(6):
+        if tokens[place] in tokens[:place]:
+            continue
+        stopped = launch(in_one_process, str(models[0]), lengths, PROMPTS, 6, tokens[place])[0]
+        assert stopped.tokens == tokens[: place + 1]
+        assert stopped.finished
+        assert len(stopped.logprobs) == place + 1
+    cut = launch(in_one_process, str(models[0]), lengths, PROMPTS, 1, 0)
+    assert [r.tokens for r in cut] == [r.tokens[:1] for r in free]
+    assert not any(r.finished for r in cut)
+
+
+def test_samples_per_prompt_equals_repeating_the_prompt(models: list[Path]) -> None:
+    counted, repeated = launch(in_one_process, str(models[0]), repeats, PROMPTS, 4)
+    assert counted == repeated
+    assert len({tuple(tokens) for _, tokens, _ in counted[:4]}) > 1  # samples of a prompt differ
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 1.0), (1.0, 0.7), (0.8, 0.5)])
+def test_first_tokens_follow_the_softmax(temperature: float, top_p: float, models: list[Path]) -> None:
+    """Chi-square of 6000 draws, tokens expected fewer than 5 times put together; the seed is fixed.
+
+    The limit is the mean plus six deviations of a chi-square variable (k + 6 sqrt(2k)): a right sampler misses it about
+    once in a hundred thousand seeds, while the wrong temperature misses it a hundredfold.
+    """
+    counts, logits = launch(in_one_process, str(models[2]), first_tokens, PROMPTS[0], 6000, temperature, top_p)
+    wanted = (logits.double() / temperature).softmax(-1)
+    if top_p < 1:
+        order = wanted.argsort(descending=True)
+        size = int((wanted[order].cumsum(0) < top_p).sum()) + 1  # the token that crosses top_p belongs to the set
+        allowed = torch.zeros_like(wanted, dtype=torch.bool)
+        allowed[order[:size]] = True
+        assert 1 < size < len(wanted)
+        assert not counts[~allowed].any()
+        wanted = torch.where(allowed, wanted, 0.0) / wanted[allowed].sum()
+    expected = wanted * 6000
+    often = expected >= 5
+    seen = torch.cat([counts[often].double(), counts[~often].sum()[None].double()])
+    due = torch.cat([expected[often], expected[~often].sum()[None]])
+    seen, due = seen[due > 0], due[due > 0]
+    freedom = len(due) - 1
+    assert freedom >= 3
+    assert ((seen - due) ** 2 / due).sum().item() < freedom + 6 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.01, {2}), (0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (0.99, {0, 1, 2, 3})]
+)
+def test_nucleus_keeps_the_smallest_set_with_the_token_that_crosses(top_p: float, kept: set[int]) -> None:
+    logits = torch.tensor([[0.3, 0.05, 0.5, 0.15], [0.05, 0.15, 0.3, 0.5]]).log()
+    inside = _nucleus(logits, top_p)
+    assert set(inside[0].isfinite().nonzero()[:, 0].tolist()) == kept
+    assert inside[1].isfinite().sum() == len(kept)  # each row has its own set
+    assert inside[0][inside[0].isfinite()].tolist() == logits[0][inside[0].isfinite()].tolist()
+
+
+def test_pipeline_parallel_models_are_refused(models: list[Path]) -> None:
+    with pytest.raises(InputError, match="generation needs pipeline_model_parallel_size 1"):
+        launch(generate_over_pipeline, str(models[0]), processes=2)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prism_nemo.config import MidtrainConfig, ParallelConfig, RLConfig, load_yaml, resolve, to_yaml
+from prism_nemo.errors import InputError
+
+NEEDED: dict[str, Any] = {"run_dir": "runs/x", "data": {"path": "tokens"}}
+RL_NEEDED = {"run_dir": "runs/x", "init_from": "ckpt", "tokenizer": "tok"}
+
+
+def mid(*overrides: str, **values: Any) -> MidtrainConfig:
+    return resolve(MidtrainConfig, {**NEEDED, **values}, overrides, source="here.yaml")
+
+
+def test_defaults_values_overrides_later_ones_win() -> None:
+    assert mid().optimizer.lr == 5e-5
+    assert mid(optimizer={"lr": 1e-3}).optimizer.lr == 1e-3
+    config = mid("optimizer.lr=2e-3", "optimizer.lr=3e-3", optimizer={"lr": 1e-3})
+    assert config.optimizer.lr == 3e-3
+    assert config.optimizer.weight_decay == 0.1
+    assert config.data.path == "tokens"
+
+
+def test_resolving_gives_plain_dataclasses() -> None:
+    config = mid("parallel.tensor_model_parallel_size=2", "parallel.data_parallel_size=3")
+    assert type(config) is MidtrainConfig
+    assert type(config.parallel) is ParallelConfig
+    assert config.parallel.world_size == 6
+
+
+def test_resolving_leaves_the_defaults_alone() -> None:
+    mid("optimizer.lr=1.0", "train_steps=1")
+    assert mid() == mid()
+    assert mid().optimizer.lr == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train_steps=7", 7),
+        ("optimizer.lr=1e-4", 1e-4),
+        ("optimizer.lr=1", 1.0),
+        ("init_from=null", None),
+        ("max_seconds=1.5", 1.5),
+        ("use_distributed_optimizer=false", False),
+        ("data.validation_source=held=out", "held=out"),
+        ("run_dir=a b", "a b"),
+    ],
+)
+def test_values_of_overrides(override: str, value: Any) -> None:
+    config: Any = mid(override)
+    for name in override.partition("=")[0].split("."):
+        config = getattr(config, name)
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_lists_and_free_mappings() -> None:
+    assert resolve(RLConfig, RL_NEEDED, ["tasks=[a, b]"]).tasks == ["a", "b"]
+    assert mid("model.vocab_size=301", model={"hidden_size": 48}).model == {"hidden_size": 48, "vocab_size": 301}
+    assert mid(model={"anything": {"goes": [1]}}).model == {"anything": {"goes": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "message"),
+    [
+        ({"train_step": 3}, [], "here.yaml: unknown key 'train_step'; did you mean 'train_steps'?"),
+        ({"optimizer": {"learning_rate": 3}}, [], "here.yaml: unknown key 'optimizer.learning_rate'; "),
+        ({"optimizer": {"weight_decai": 3}}, [], "did you mean 'optimizer.weight_decay'?"),
+        ({"zzz": 3}, [], "here.yaml: unknown key 'zzz'; known keys: run_dir, "),
+        ({}, ["global_batchsize=3"], "override 'global_batchsize=3': unknown key 'global_batchsize'; did you mean"),
+        ({}, ["global_batchsize=3"], "'global_batch_size'?"),
+        ({}, ["parallel.tensor_parallel_size=2"], "did you mean 'parallel.tensor_model_parallel_size'?"),
+        ({}, ["opt.lr=2"], "unknown key 'opt'; did you mean 'optimizer'?"),
+        ({}, ["train_steps"], "override 'train_steps' is not of the form key=value"),
+        ({}, ["train_steps=many"], "train_steps"),
+        ({}, ["optimizer.lr=[1]"], "optimizer.lr"),
+        ({"train_steps": "many"}, [], "here.yaml (train_steps)"),
+        ({"optimizer": {"lr": "high"}}, [], "here.yaml (optimizer.lr)"),
+        ({"optimizer": 3}, [], "here.yaml"),
+        ({"optimizer": None}, [], "here.yaml"),
+        ({"use_distributed_optimizer": "perhaps"}, [], "here.yaml (use_distributed_optimizer)"),
+        ({"train_steps": 1.5}, [], "here.yaml (train_steps)"),
+        ({}, ["train_steps.more=3"], "train_steps"),
+        ({}, ["run_dir=[1, 2"], "run_dir=[1, 2"),
+        ({}, ["run_dir={a"], "run_dir={a"),
+        ({}, ["run_dir=${nowhere}"], "nowhere"),
+        ({}, ["=3"], "=3"),
+        ({}, ["data.path="], "here.yaml (data.path)"),
+    ],
+)
+def test_refusals_name_the_key(values: dict[str, Any], overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        mid(*overrides, **values)
+    assert message in str(caught.value)
+
+
+def test_missing_values_are_all_named() -> None:
+    with pytest.raises(InputError, match=r"here\.yaml: no value for data\.path, run_dir; give it as key=value"):
+        resolve(MidtrainConfig, {}, source="here.yaml")
+    with pytest.raises(InputError, match=r"RLConfig: no value for init_from, run_dir, tokenizer"):
+        resolve(RLConfig)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    """config.yaml of a run is itself a recipe that gives the same configuration."""
+    for config in (mid("optimizer.lr=3e-4", model={"vocab_size": 7}), resolve(RLConfig, RL_NEEDED, ["tasks=[a]"])):
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert resolve(type(config), load_yaml(tmp_path / "config.yaml")) == config
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        load_yaml(tmp_path / "none.yaml")
+    for name, text, message in (
+        ("list.yaml", "[1, 2]", "expected a mapping"),
+        ("broken.yaml", "a: [1", "not readable as YAML"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            load_yaml(tmp_path / name)
+
+
+def test_describe_is_short() -> None:
+    assert ParallelConfig(2, 4, 8, True).describe() == "TP2 PP4 DP8 SP"
+    assert ParallelConfig().describe() == "TP1 PP1 DP1"

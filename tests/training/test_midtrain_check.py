@@ -1,0 +1,115 @@
+"""What mid-training refuses before any process starts, and the guards it runs under."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import LLAMA, midtrain_config
+
+from prism_nemo.config import (
+    CheckpointConfig,
+    DataConfig,
+    MidtrainConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    resolve,
+)
+from prism_nemo.errors import InputError, PrismError
+from prism_nemo.training.guards import check_finite
+from prism_nemo.training.midtrain import check
+
+
+def _check(tokens: Path, init_from: Path | None, tmp_path: Path, **changes: Any) -> None:
+    check(midtrain_config(tmp_path / "run", tokens, init_from, **changes))
+
+
+def test_a_good_configuration_passes(data: Path, initial: Path, tmp_path: Path) -> None:
+    config = midtrain_config(tmp_path / "run", data, initial)
+    assert check(config).vocab_size == 255
+    config.init_from, config.model = None, dict(LLAMA)
+    assert check(config).hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 9}, r"global_batch_size 9 is not a multiple of micro_batch_size 2"),
+        ({"micro_batch_size": 3}, r"global_batch_size 8 is not a multiple of micro_batch_size 3"),
+        (
+            {"parallel": ParallelConfig(data_parallel_size=3)},
+            r"global_batch_size 8 is not a multiple of .*data_parallel_size 3",
+        ),
+        (
+            {"parallel": ParallelConfig(tensor_model_parallel_size=3)},
+            r"tensor_model_parallel_size 3 does not divide.*these do: \[1, 2\]",
+        ),
+        (
+            {"parallel": ParallelConfig(pipeline_model_parallel_size=3)},
+            r"pipeline_model_parallel_size 3 does not divide 4 layers; these do: \[1, 2, 4\]",
+        ),
+        (
+            {"parallel": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True), "seq_length": 33},
+            r"seq_length",
+        ),
+        ({"seq_length": 65}, r"seq_length 65 .*64"),
+        ({"schedule": ScheduleConfig(decay="cosin")}, r"schedule\.decay: 'cosin'.*cosine"),
+        ({"schedule": ScheduleConfig(min_lr_ratio=1.5)}, r"min_lr_ratio"),
+        ({"micro_batch_size": 0}, r"micro_batch_size"),
+        ({"global_batch_size": 0}, r"global_batch_size"),
+        ({"train_steps": 0}, r"train_steps"),
+        ({"log_interval": 0}, r"log_interval"),
+        ({"eval_interval": 0}, r"eval_interval"),
+        ({"checkpoint": CheckpointConfig(save_interval=0)}, r"save_interval"),
+        ({"checkpoint": CheckpointConfig(keep=0)}, r"keep"),
+        ({"parallel": ParallelConfig(data_parallel_size=0)}, r"data_parallel_size"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(
+    changes: dict[str, Any], message: str, data: Path, initial: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        _check(data, initial, tmp_path, **changes)
+
+
+def test_where_the_weights_come_from_must_be_said_once(data: Path, initial: Path, tmp_path: Path) -> None:
+    for init_from, model in ((None, None), (initial, dict(LLAMA))):
+        with pytest.raises(InputError, match="either init_from .* or model"):
+            _check(data, init_from, tmp_path, model=model)
+
+
+def test_a_checkpoint_that_is_not_one_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere.*not a complete prism-nemo checkpoint"):
+        _check(data, tmp_path / "nowhere", tmp_path)
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"vocabulary of 100, but the model has 99.*model's tokenizer"):
+        _check(data, None, tmp_path, model={**LLAMA, "vocab_size": 99})
+    _check(data, None, tmp_path, model={**LLAMA, "vocab_size": 100})
+
+
+def test_data_that_is_not_there_is_named(initial: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no-data"):
+        _check(tmp_path / "no-data", initial, tmp_path)
+
+
+def test_validation_text_must_exist_and_suffice(data: Path, initial: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no source is called 'hold'.*'held'"):
+        _check(data, initial, tmp_path, data=DataConfig(str(data), "hold"))
+    with pytest.raises(InputError, match=r"held-out rows|validation_rows"):
+        _check(data, initial, tmp_path, data=DataConfig(str(data), "held", validation_rows=10_000))
+
+
+def test_an_override_that_does_not_exist_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'optimizer.weight_decay'"):
+        resolve(MidtrainConfig, {"run_dir": "x", "data": {"path": "y"}}, ["optimizer.weigth_decay=0"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_stop_the_run(value: float) -> None:
+    check_finite(3, loss=1.0, grad_norm=0.0)
+    with pytest.raises(PrismError, match="step 3: grad_norm is"):
+        check_finite(3, loss=1.0, grad_norm=value)
