@@ -10,6 +10,9 @@ def quiet() -> None:
     """Silence notes on packages that this project does without on purpose, and on names that upstream will change."""
     # Megatron-Core 0.16.1 tells at import which optional packages it did not find; `runtime` decides what is used.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+    # It also speaks of options that it is about to rename, in its own files.
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"megatron\.core\.")
     # torch 2.13 renames collectives and sharded tensors that Megatron-Core 0.16.1 still uses by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\..* is deprecated.*")
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*deprecating ShardedTensor.*")

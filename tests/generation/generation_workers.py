@@ -16,15 +16,14 @@ from prism_nemo.generation.sampling import Response, generate
 from prism_nemo.models.build import GPT, build_model
 from prism_nemo.models.family import read_hf_config
 from prism_nemo.models.forward import forward_logits
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import Runtime, start, stop
 
 
-def load_model(hf_dir: str, parallel: ParallelConfig) -> GPT:
+def load_model(hf_dir: str, runtime: Runtime) -> GPT:
     """The Megatron model of a Hugging Face folder, this rank's part."""
-    runtime = start(parallel, seed=0)
     architecture = read_hf_config(Path(hf_dir))
     model = build_model(architecture, runtime)
-    load_hf_weights(model, architecture, HFReader(Path(hf_dir)), parallel.tensor_model_parallel_size)
+    load_hf_weights(model, architecture, HFReader(Path(hf_dir)), runtime.parallel.tensor_model_parallel_size)
     return model
 
 
@@ -49,13 +48,18 @@ def _compare(model: GPT, response: Response, greedy: bool) -> dict[str, Any]:
 
 
 def against_full_forward(
-    hf_dirs: list[str], parallel: ParallelConfig, prompts: list[list[int]], max_new_tokens: int, stop_id: int
+    hf_dirs: list[str], parallel: ParallelConfig, prompts: list[list[int]], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """Greedy and sampled responses of several models, each compared with full forwards of the same model."""
+    """Greedy and sampled responses of several models, each compared with full forwards of the same model.
+
+    The stop token is one that the model writes: the eighth that it would write after the first prompt.
+    """
     results = []
+    runtime = start(parallel, seed=0)  # once: a process of several cannot join a second group
     for hf_dir in hf_dirs:
-        model = load_model(hf_dir, parallel)
-        found: dict[str, Any] = {"tokens": [], "alone": []}
+        model = load_model(hf_dir, runtime)
+        stop_id = lengths(model, prompts, 8, 1)[0].tokens[-1]
+        found: dict[str, Any] = {"stop": stop_id, "tokens": [], "alone": []}
         for mode, temperature, samples in (("greedy", 0.0, 1), ("sampled", 1.0, 3), ("hot", 1.7, 2)):
             responses = generate(
                 model,
@@ -94,13 +98,13 @@ def against_full_forward(
                 )
                 found["alone"].append((response.tokens, response.logprobs))
         results.append(found)
-        stop()
+    stop()
     return results
 
 
 def in_one_process(hf_dir: str, work: Callable[..., Any], *args: Any) -> Any:
     """``work(model, *args)`` on the whole model."""
-    model = load_model(hf_dir, ParallelConfig())
+    model = load_model(hf_dir, start(ParallelConfig(), seed=0))
     result = work(model, *args)
     stop()
     return result
@@ -144,7 +148,16 @@ def lengths(model: GPT, prompts: list[list[int]], max_new_tokens: int, stop_id: 
     )
 
 
+def stopped_at_each_place(model: GPT, prompts: list[list[int]], count: int) -> tuple[Any, dict[int, Response], Any]:
+    """Free responses; the first one again with each of its tokens as the stop token; and responses of one token."""
+    free = lengths(model, prompts, count, 0)
+    tokens = free[0].tokens
+    places = [place for place in range(count) if tokens[place] not in tokens[:place]]
+    stopped = {place: lengths(model, prompts, count, tokens[place])[0] for place in places}
+    return free, stopped, lengths(model, prompts, 1, 0)
+
+
 def generate_over_pipeline(hf_dir: str) -> None:
     """Must be refused."""
-    model = load_model(hf_dir, ParallelConfig(pipeline_model_parallel_size=2))
+    model = load_model(hf_dir, start(ParallelConfig(pipeline_model_parallel_size=2), seed=0))
     lengths(model, [[3, 4]], 2, 1)

