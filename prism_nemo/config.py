@@ -195,6 +195,24 @@ def resolve(
         raise InputError(f"{source or schema.__name__}{where}: {str(error).splitlines()[0]}") from error
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse counts below 1: each would end in a division by zero, or delete every checkpoint, after work was done.
+
+    Args:
+        config: A configuration.
+        names: Dotted names of its counts.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    for name in names:
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value < 1:
+            raise InputError(f"{name}: {value} must be at least 1")
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of nested values.
 

@@ -24,7 +24,7 @@ from prism_nemo.checkpoint.native import (
     set_aside_damaged,
     step_directory,
 )
-from prism_nemo.config import RLConfig
+from prism_nemo.config import RLConfig, check_positive
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.build import GPT, build_model
@@ -50,6 +50,19 @@ def check(config: RLConfig) -> list[Task]:
     Raises:
         InputError: Naming the key and what would work.
     """
+    check_positive(
+        config,
+        "parallel.tensor_model_parallel_size",
+        "parallel.pipeline_model_parallel_size",
+        "parallel.data_parallel_size",
+        "checkpoint.save_interval",
+        "checkpoint.keep",
+        "train_steps",
+        "micro_batch_size",
+        "log_interval",
+        "rollout.prompts_per_step",
+        "rollout.max_new_tokens",
+    )
     check_schedule(config.schedule)
     if not config.tasks:
         raise InputError("tasks: name at least one, for example tasks=[arithmetic]")

@@ -21,7 +21,7 @@ from prism_nemo.checkpoint.native import (
     set_aside_damaged,
     step_directory,
 )
-from prism_nemo.config import MidtrainConfig
+from prism_nemo.config import MidtrainConfig, check_positive
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.family import Architecture, architecture_from_hf
 from prism_nemo.run import RunDirectory, last_value
@@ -43,8 +43,24 @@ def check(config: MidtrainConfig) -> Architecture:
     Raises:
         InputError: Naming the key and what would work.
     """
+    from prism_nemo.data.blend import held_out_rows
     from prism_nemo.data.manifest import load_manifest
 
+    check_positive(
+        config,
+        "parallel.tensor_model_parallel_size",
+        "parallel.pipeline_model_parallel_size",
+        "parallel.data_parallel_size",
+        "checkpoint.save_interval",
+        "checkpoint.keep",
+        "train_steps",
+        "micro_batch_size",
+        "log_interval",
+        "seq_length",
+        "global_batch_size",
+        "eval_interval",
+        "data.validation_rows",
+    )
     check_schedule(config.schedule)
     if (config.init_from is None) == (config.model is None):
         raise InputError("give either init_from (a checkpoint) or model (a configuration to train from scratch)")
@@ -72,7 +88,7 @@ def check(config: MidtrainConfig) -> Architecture:
             f"{architecture.vocab_size}; build the data with the model's tokenizer"
         )
     if config.data.validation_source is not None:
-        manifest.source(config.data.validation_source)
+        held_out_rows(config.data.path, config.data.validation_source, config.seq_length, validation_rows(config))
     return architecture
 
 
@@ -100,12 +116,17 @@ def _to(device: torch.device, batches: Iterator[Batch]) -> Iterator[Batch]:
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def validation_rows(config: MidtrainConfig) -> int:
+    """Rows of a validation: what was asked for, in whole micro-batches on every data-parallel rank."""
+    size = config.micro_batch_size * config.parallel.data_parallel_size
+    return max(size, config.data.validation_rows // size * size)
+
+
 def validate(trainer: Trainer, config: MidtrainConfig, source: str) -> float:
     """Mean loss on evenly spaced held-out rows of one source, shared over data-parallel ranks."""
     from prism_nemo.data.blend import held_out_rows
 
-    size = config.micro_batch_size * config.parallel.data_parallel_size
-    rows = max(size, config.data.validation_rows // size * size)
+    rows = validation_rows(config)
     tokens, labels = held_out_rows(config.data.path, source, config.seq_length, rows)
     share = rows // config.parallel.data_parallel_size
     first = share * parallel_state.get_data_parallel_rank()

@@ -18,6 +18,8 @@ def check_schedule(schedule: ScheduleConfig) -> None:
     """
     if schedule.decay not in DECAYS:
         raise InputError(f"schedule.decay: '{schedule.decay}' is unknown; choose one of {', '.join(DECAYS)}")
+    if schedule.lr_warmup_steps < 0:
+        raise InputError(f"schedule.lr_warmup_steps: {schedule.lr_warmup_steps} is negative")
     if not 0.0 <= schedule.min_lr_ratio <= 1.0:
         raise InputError(f"schedule.min_lr_ratio: {schedule.min_lr_ratio} is not between 0 and 1")
 
