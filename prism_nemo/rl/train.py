@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from prism_nemo.checkpoint.native import (
@@ -29,7 +26,8 @@ from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.build import GPT, build_model
 from prism_nemo.models.forward import positions
-from prism_nemo.rl.grpo import group_advantages, live_groups, policy_loss
+from prism_nemo.rl.grpo import group_advantages, policy_loss
+from prism_nemo.rl.metrics import keep_samples, metrics_line, sum_over_ranks, summarise
 from prism_nemo.rl.rewards.task import Task, task_named
 from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate, draw_prompts, roll_out
 from prism_nemo.run import RunDirectory, last_value
@@ -121,56 +119,6 @@ class _Reference:
         return token_logprobs(self.model, batch).float()
 
 
-def _reduce(values: dict[str, float]) -> dict[str, float]:
-    """Sum over data-parallel ranks."""
-    group = parallel_state.get_data_parallel_group()
-    gathered: list[Any] = [values]
-    if group.size() > 1:
-        gathered = [None] * group.size()
-        dist.all_gather_object(gathered, values, group=group)
-    total: dict[str, float] = defaultdict(float)
-    for part in gathered:
-        for name, value in part.items():
-            total[name] += value
-    return total
-
-
-def _summary(rollouts: list[Rollout], group_size: int) -> dict[str, float]:
-    """Sums over this rank's rollouts; `_reduce` and division give the means."""
-    rewards = torch.tensor([r.score.reward for r in rollouts])
-    sums: dict[str, float] = defaultdict(float)
-    sums.update(
-        responses=len(rollouts),
-        reward=float(rewards.sum()),
-        response_tokens=sum(len(r.response.tokens) for r in rollouts),
-        well_formed=sum(r.score.well_formed for r in rollouts),
-        negative_logprob=-sum(sum(r.response.logprobs) for r in rollouts),
-        groups=len(rollouts) // group_size,
-        live=float(live_groups(rewards, group_size).sum()),
-    )
-    for rollout in rollouts:
-        sums[f"count/{rollout.problem.task}"] += 1
-        sums[f"reward/{rollout.problem.task}"] += rollout.score.reward
-    return dict(sums)
-
-
-def _keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout], tokenizer: Any) -> None:
-    """The first response of each task, readable."""
-    if not run.writes:
-        return
-    seen = set()
-    with (run.path / "rollouts.jsonl").open("a") as file:
-        for r in rollouts:
-            if r.problem.task in seen:
-                continue
-            seen.add(r.problem.task)
-            line = {
-                "step": step, "task": r.problem.task, "prompt": r.problem.prompt,
-                "response": tokenizer.decode(r.response.tokens), "answer": r.problem.answer, "reward": r.score.reward,
-            }  # fmt: skip
-            file.write(json.dumps(line) + "\n")
-
-
 def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
     """Run or continue the stage; every rank calls this.
 
@@ -244,7 +192,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             rewards = torch.tensor([r.score.reward for r in rollouts])
             advantages = group_advantages(rewards, group, config.grpo.normalize_advantage).tolist()
             batches = _micro_batches(rollouts, advantages, config, tokenizer.pad_id, runtime.device)
-            means = _reduce({**_summary(rollouts, group), "batches": len(batches)})
+            means = sum_over_ranks({**summarise(rollouts, group), "batches": len(batches)})
             lr = learning_rate(config.schedule, config.optimizer.lr, step, config.train_steps)
             trainer.set_learning_rate(lr)
             result = None
@@ -268,8 +216,8 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             state.seconds += seconds
             reward = means["reward"] / means["responses"]
             if state.step % config.log_interval == 0 or state.step == config.train_steps:
-                run.log(_metrics(state, means, result, lr, sampled - began, seconds))
-                _keep_samples(run, state.step, rollouts, tokenizer)
+                run.log(metrics_line(state, means, result, lr, sampled - began, seconds))
+                keep_samples(run, state.step, rollouts, tokenizer)
             length = means["response_tokens"] / means["responses"]
             speed = state.consumed_samples / state.seconds
             progress.update(state.step, f"reward {reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
@@ -293,30 +241,3 @@ def _no_weight(rollouts: list[Rollout], pad_id: int, device: torch.device) -> Po
     batch = collate(rollouts, [0.0] * len(rollouts), pad_id, device)
     batch.mask.zero_()
     return batch
-
-
-def _metrics(
-    state: TrainState, means: dict[str, float], result: Any, lr: float, sampling: float, seconds: float
-) -> dict[str, Any]:
-    """One line of metrics. ``entropy`` is the sampled estimate: mean of -log p over the response tokens."""
-    counts = {name[6:]: n for name, n in means.items() if name.startswith("count/")}
-    line: dict[str, Any] = {
-        "step": state.step,
-        "reward": means["reward"] / means["responses"],
-        "reward_by_task": {task: means[f"reward/{task}"] / n for task, n in counts.items()},
-        "well_formed": means["well_formed"] / means["responses"],
-        "response_length": means["response_tokens"] / means["responses"],
-        "entropy": means["negative_logprob"] / means["response_tokens"],
-        "live_groups": means["live"] / means["groups"],
-        "lr": lr,
-        "tokens_per_second": means["response_tokens"] / seconds,
-        "sampling_seconds": sampling,
-        "seconds": state.seconds,
-    }
-    if result is not None:
-        tokens = result.sums["tokens"]
-        line["grad_norm"] = result.grad_norm
-        line["logprob_gap"] = result.sums["logprob_gap"] / tokens
-        if "kl" in result.sums:
-            line["kl"] = result.sums["kl"] / tokens
-    return line
