@@ -72,6 +72,11 @@ class RunDirectory:
         """The metrics file."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def rollouts_path(self) -> Path:
+        """What the policy of an RL stage wrote, and how it was scored."""
+        return self.path / "rollouts.jsonl"
+
     def begin(self, stage: str, config: Any, parents: list[str], resumed_at: int) -> None:
         """Record the resolved configuration and where this stage comes from."""
         if not self.writes:
@@ -85,13 +90,13 @@ class RunDirectory:
         write_json(lineage_path, {"stage": stage, "parents": parents, "versions": versions(), "starts": starts})
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run repeats them."""
-        if not self.writes or not self.metrics_path.is_file():
-            return
-        kept = [line for line in read_metrics(self.metrics_path) if line["step"] <= step]
-        temporary = self.metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self.metrics_path)
+        """Drop what was recorded after `step`: a resumed run repeats it."""
+        for path in (self.metrics_path, self.rollouts_path):
+            if self.writes and path.is_file():
+                kept = [line for line in read_metrics(path) if line["step"] <= step]
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                os.replace(temporary, path)
 
     def log(self, values: dict[str, Any]) -> None:
         """Append one line of metrics."""

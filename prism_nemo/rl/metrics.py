@@ -54,7 +54,7 @@ def keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout], tokenize
     if not run.writes:
         return
     seen = set()
-    with (run.path / "rollouts.jsonl").open("a") as file:
+    with run.rollouts_path.open("a") as file:
         for r in rollouts:
             if r.problem.task in seen:
                 continue

@@ -79,6 +79,10 @@ def check(config: RLConfig) -> list[Task]:
         raise InputError("parallel.sequence_parallel: responses have any length; RL runs without it")
     if config.rollout.group_size < 2:
         raise InputError("rollout.group_size: a group of fewer than 2 responses has no relative advantage")
+    if not 0.0 < config.rollout.top_p <= 1.0:
+        raise InputError(f"rollout.top_p: {config.rollout.top_p} is not in (0, 1]")
+    if config.grpo.kl_beta < 0:
+        raise InputError(f"grpo.kl_beta: {config.grpo.kl_beta} is negative; 0 means no KL term")
     if config.rollout.temperature <= 0:
         raise InputError("rollout.temperature: must be positive; greedy samples of one prompt are all equal")
     vocab = load_tokenizer(config.tokenizer).vocab_size
@@ -104,6 +108,30 @@ def _micro_batches(
         rows = kept[first : first + size]
         batches.append(collate([rollouts[i] for i in rows], [advantages[i] for i in rows], pad_id, device))
     return batches
+
+
+@torch.no_grad()
+def check_parity(trainer: Trainer, rollouts: list[Rollout], micro_batch_size: int, pad_id: int) -> None:
+    """Compare the sampler's log-probabilities with the trainer's before the first update; every rank calls this.
+
+    Raises:
+        InputError: If they part: every update would then follow another policy than the one that was sampled.
+    """
+    device, limit = trainer.runtime.device, PARITY_LIMIT[trainer.runtime.dtype]
+    sums = {"gap": 0.0, "tokens": 0.0}
+    for first in range(0, len(rollouts), micro_batch_size):
+        part = rollouts[first : first + micro_batch_size]
+        batch = collate(part, [0.0] * len(part), pad_id, device)
+        gap = (token_logprobs(trainer.model, batch).float() - batch.sampler_logprobs).abs() * batch.mask
+        sums["gap"] += float(gap.sum())
+        sums["tokens"] += float(batch.mask.sum())
+    sums = sum_over_ranks(sums)
+    mean = sums["gap"] / sums["tokens"]
+    if not mean <= limit:  # also where it is not a number
+        raise InputError(
+            f"sampler and trainer disagree: mean log-probability gap {mean:.2e} per token on the first batch (limit "
+            f"{limit:.0e}); updates would not follow the sampled policy"
+        )
 
 
 class _Reference:
@@ -189,6 +217,8 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             rollouts = roll_out(trainer.raw, mine, by_name, tokenizer, config.rollout, seed)
             trainer.model.train()
             sampled = time.perf_counter()
+            if step == first_step:
+                check_parity(trainer, rollouts, config.micro_batch_size, tokenizer.pad_id)
             rewards = torch.tensor([r.score.reward for r in rollouts])
             advantages = group_advantages(rewards, group, config.grpo.normalize_advantage).tolist()
             batches = _micro_batches(rollouts, advantages, config, tokenizer.pad_id, runtime.device)
@@ -202,13 +232,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
                 result = trainer.step(
                     forward_step, iter(batches), len(batches), config.micro_batch_size, batches[0].tokens.shape[1]
                 )
-                gap = result.sums["logprob_gap"] / result.sums["tokens"]
                 check_finite(step + 1, loss=result.sums["loss"], grad_norm=result.grad_norm)
-                if step == first_step and gap > PARITY_LIMIT[runtime.dtype]:
-                    raise InputError(
-                        f"sampler and trainer disagree: mean log-probability gap {gap:.2e} per token on the first "
-                        f"batch (limit {PARITY_LIMIT[runtime.dtype]:.0e}); updates would not follow the sampled policy"
-                    )
             seconds = time.perf_counter() - began
             state.step += 1
             state.consumed_samples += int(means["responses"])

@@ -87,7 +87,7 @@ def test_reward_rises_and_the_sampler_is_the_policy(policy: dict[str, str], tmp_
 
 @pytest.fixture(scope="session")
 def equal_rollouts(policy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps in one process, micro-batches of 8; many groups teach nothing, and step without any."""
+    """Five steps in one process, micro-batches of 8; many groups teach nothing, and one step none at all."""
     root = tmp_path_factory.mktemp("equal")
     return _run(_equal_config(policy, root / "run"), rl_workers.train_on_equal_rollouts)
 
@@ -124,8 +124,8 @@ def test_the_update_does_not_depend_on_how_responses_are_dealt(
     assert column(run, "live_groups") == live
     assert column(run, "reward") == column(equal_rollouts, "reward")
     assert len(column(run, "grad_norm")) == sum(share > 0 for share in live)
-    assert column(run, "grad_norm") == pytest.approx(column(equal_rollouts, "grad_norm"), rel=2e-4)
-    assert column(run, "kl") == pytest.approx(column(equal_rollouts, "kl"), rel=2e-3, abs=1e-7)
+    assert column(run, "grad_norm") == pytest.approx(column(equal_rollouts, "grad_norm"), rel=5e-6)
+    assert column(run, "kl") == pytest.approx(column(equal_rollouts, "kl"), rel=5e-6, abs=1e-7)
 
 
 def test_kl_is_to_the_starting_policy(equal_rollouts: Path) -> None:
