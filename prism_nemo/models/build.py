@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from prism_nemo.models.family import Architecture
 from prism_nemo.models.layers.attention import SDPACoreAttention
+from prism_nemo.models.layers.cross_entropy import VocabParallelCrossEntropy
 from prism_nemo.models.layers.mlp import GatedMLP
 from prism_nemo.models.layers.norm import RMSNorm
 from prism_nemo.models.layers.rope import inverse_frequencies
@@ -45,7 +46,11 @@ class GPT(GPTModel):
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy per token, [b, s], from this rank's logits [s, b, padded vocab / tp]."""
-        return super().compute_language_model_loss(labels, self.mask_padding(logits))
+        logits = self.mask_padding(logits)
+        if logits.dtype != torch.float32:
+            return super().compute_language_model_loss(labels, logits)
+        loss = VocabParallelCrossEntropy.apply(logits, labels.transpose(0, 1))
+        return loss.transpose(0, 1).contiguous()
 
     def mask_padding(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of this rank's padding rows set to the lowest finite number (minus infinity would give NaN grads)."""

@@ -121,7 +121,8 @@ class SDPACoreAttention(MegatronModule):
         """
         if packed_seq_params is not None or attention_bias is not None:
             raise NotImplementedError("packed sequences and attention biases are not supported by SDPACoreAttention")
-        v = value.permute(1, 2, 0, 3)
+        # One contiguous copy: the kernel reads every row many times, and here rows of one head lie kilobytes apart.
+        v = value.permute(1, 2, 0, 3).contiguous()
         if self.inv_freq is None:
             q, k = query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3)
         else:
