@@ -99,8 +99,12 @@ def token_logprobs(model: torch.nn.Module, batch: PolicyBatch) -> torch.Tensor:
 def _micro_batches(
     rollouts: list[Rollout], advantages: list[float], config: RLConfig, pad_id: int, device: torch.device
 ) -> list[PolicyBatch]:
-    """Responses with an advantage, sorted by length so that little is padding."""
-    kept = [i for i in range(len(rollouts)) if advantages[i] != 0.0]
+    """Responses that have a gradient, sorted by length so that little is padding.
+
+    Without a KL term a response of zero advantage has none, and its tokens stay out of the denominator; with one, every
+    response is held to the reference.
+    """
+    kept = [i for i in range(len(rollouts)) if advantages[i] != 0.0 or config.grpo.kl_beta > 0]
     kept.sort(key=lambda i: len(rollouts[i].response.prompt) + len(rollouts[i].response.tokens))
     size = config.micro_batch_size
     batches = []

@@ -206,8 +206,8 @@ def _adapt_optimizers() -> None:
 
 
 def _skip_collectives_with_oneself() -> None:
-    """distributed/param_and_grad_buffer.py:275, 452: with one data-parallel rank, the reduce-scatter of the gradients and
-    the all-gather of the parameters copy each buffer onto itself, three passes over the whole model per step.
+    """distributed/param_and_grad_buffer.py:275, 452: with one data-parallel rank, the reduce-scatter of the gradients
+    and the all-gather of the parameters copy each buffer onto itself, three passes over the whole model per step.
     """
     from megatron.core.distributed import param_and_grad_buffer as buffers
 

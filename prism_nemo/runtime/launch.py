@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from prism_nemo.errors import PrismError, StoppedEarly
+from prism_nemo.errors import InputError, PrismError, StoppedEarly
 
 _PRELOAD = ["prism_nemo.runtime.preload"]
 
@@ -35,7 +35,7 @@ def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) ->
         known = error if isinstance(error, PrismError) else None
         record = (time.time_ns(), known, traceback.format_exc())
         Path(errors, f"rank{os.environ.get('RANK', '0')}").write_bytes(pickle.dumps(record))
-        if known is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not isinstance(error, InputError | StoppedEarly) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(0.5)  # lost a peer? the agent must see the peer that was killed before it sees this rank
         raise
 

@@ -33,8 +33,8 @@ def spell_the_old_way(config: dict[str, Any]) -> None:
 
 # Name: (config of the model, layout of the import, layouts of the verification)
 MODELS: dict[str, tuple[dict[str, Any], ParallelConfig, list[ParallelConfig]]] = {
-    "grouped queries, untied": ({}, TP2_PP2, [ONE, TP2, PP2, TP2_PP2]),
-    "tied, vocabulary 301": ({"vocab_size": 301, "tie_word_embeddings": True}, ONE, [ONE, TP2, PP2, TP2_PP2]),
+    "grouped queries, untied": ({}, ONE, [ONE, TP2, PP2, TP2_PP2]),
+    "tied, vocabulary 301": ({"vocab_size": 301, "tie_word_embeddings": True}, TP2_PP2, [ONE, TP2, PP2, TP2_PP2]),
     "untied, vocabulary 301": ({"vocab_size": 301}, TP2, [TP2_PP2]),
     "every head its own key": ({"num_key_value_heads": 4}, PP2, [TP2_PP2]),
     "head_dim not hidden / heads": ({"head_dim": 20}, ONE, [TP2_PP2]),

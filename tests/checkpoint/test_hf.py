@@ -163,8 +163,8 @@ def test_tensor_that_the_index_promises_and_no_shard_holds(sharded: Path) -> Non
     tensors = load_file(file)
     del tensors[Q]
     save_file(tensors, file)
-    with pytest.raises(InputError, match="q_proj"):
-        check(sharded)
+    with pytest.raises(InputError, match=rf"{file.name}: lacks '{Q}', which {INDEX} promises"):
+        HFReader(sharded)
 
 
 def test_missing_tensor(tiny_hf: Path, tmp_path: Path) -> None:

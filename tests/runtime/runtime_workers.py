@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prism_nemo.config import ParallelConfig
+from prism_nemo.config import OptimizerConfig, ParallelConfig
+from prism_nemo.models.family import Architecture
 from prism_nemo.runtime import start, stop
 
 
@@ -122,12 +123,31 @@ def _raises(function: Any, *args: Any, **kwargs: Any) -> bool:
     return False
 
 
+TINY = Architecture(
+    family="llama",
+    vocab_size=16,
+    hidden_size=8,
+    ffn_hidden_size=8,
+    num_layers=1,
+    num_attention_heads=2,
+    num_query_groups=2,
+    kv_channels=4,
+    norm_epsilon=1e-5,
+    tied_embeddings=False,
+    max_position_embeddings=8,
+)
+
+
 def torch_after_adapt() -> dict[str, bool]:
+    from prism_nemo.training.trainer import Trainer
+
     names = ["tensor", "zeros", "ones", "empty", "full", "arange", "rand", "empty_like", "zeros_like", "ones_like"]
     cuda_names = ["current_device", "synchronize", "empty_cache", "manual_seed", "get_rng_state", "set_rng_state"]
     before = {name: getattr(torch, name) for name in names}
     before_cuda = {name: getattr(torch.cuda, name) for name in cuda_names}
-    start(ParallelConfig(), seed=0)
+    runtime = start(ParallelConfig(), seed=0)
+    for distributed in (True, False):  # building an optimizer is where type() has to lie for a moment
+        Trainer(TINY, runtime, OptimizerConfig(), 8, use_distributed_optimizer=distributed)
     found = {
         "zeros on cuda raises": _raises(torch.zeros, 1, device="cuda"),
         "tensor on cuda raises": _raises(torch.tensor, 1.0, device="cuda"),
