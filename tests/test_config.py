@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prism_nemo.config import MidtrainConfig, ParallelConfig, RLConfig, load_yaml, resolve, to_yaml
+from prism_nemo.config import MidtrainConfig, ParallelConfig, RLConfig, check_positive, load_yaml, resolve, to_yaml
 from prism_nemo.errors import InputError
 
 NEEDED: dict[str, Any] = {"run_dir": "runs/x", "data": {"path": "tokens"}}
@@ -128,3 +128,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_describe_is_short() -> None:
     assert ParallelConfig(2, 4, 8, True).describe() == "TP2 PP4 DP8 SP"
     assert ParallelConfig().describe() == "TP1 PP1 DP1"
+
+
+@pytest.mark.parametrize("name", ["train_steps", "checkpoint.keep", "parallel.data_parallel_size"])
+def test_counts_below_one_are_refused_by_name(name: str) -> None:
+    names = ("train_steps", "checkpoint.keep", "parallel.data_parallel_size")
+    check_positive(mid(f"{name}=1"), *names)
+    for value in (0, -1):
+        with pytest.raises(InputError, match=f"{name}: {value} must be at least 1"):
+            check_positive(mid(f"{name}={value}"), *names)

@@ -8,7 +8,7 @@ import pytest
 
 from prism_nemo.config import MidtrainConfig, load_yaml, resolve
 from prism_nemo.errors import InputError
-from prism_nemo.run import RunDirectory, read_metrics, versions, write_json
+from prism_nemo.run import RunDirectory, last_value, read_metrics, versions, write_json
 
 
 def config() -> MidtrainConfig:
@@ -39,6 +39,22 @@ def test_metrics_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 1, 2, 2, 3]
     assert lines[-1] == {"step": 3, "loss": 0.1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
+
+
+def test_rollouts_after_the_resumed_step_are_dropped_too(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.rollouts_path.write_text('{"step": 1, "text": "a\\u2028b"}\n{"step": 2}\n{"step": 3, "te')
+    run.truncate_metrics(1)
+    assert read_metrics(run.rollouts_path) == [{"step": 1, "text": "a\u2028b"}]
+
+
+def test_newest_value_of_a_metric(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert last_value(run.metrics_path, "loss") is None
+    for line in ({"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "validation_loss": 3.0}):
+        run.log(line)
+    assert last_value(run.metrics_path, "loss") == 1.0
+    assert last_value(run.metrics_path, "accuracy") is None
 
 
 def test_line_that_a_kill_cut_short_is_left_out_and_not_glued_to_the_next(tmp_path: Path) -> None:

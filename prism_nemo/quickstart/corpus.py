@@ -40,13 +40,22 @@ def train_tokenizer(folder: Path, general: Path, documents: dict[str, Path], voc
     return save_tokenizer(train_bpe(texts, vocab_size, ["<pad>", END, OPEN, CLOSE]), folder)
 
 
-def mixtures(general: Path, heldout: Path, documents: dict[str, Path]) -> dict[str, Mixture]:
+def document_shares(documents: dict[str, Path], tokenizer: Tokenizer) -> dict[str, float]:
+    """Token shares that give every task the same number of examples; their lengths differ by a factor of two."""
+    tokens = {}
+    for name, path in documents.items():
+        texts = [json.loads(line)["text"] for line in path.read_text().splitlines()[:500]]
+        tokens[name] = sum(len(ids) + 1 for ids in tokenizer.encode_batch(texts)) / len(texts)
+    return {name: count / sum(tokens.values()) for name, count in tokens.items()}
+
+
+def mixtures(general: Path, heldout: Path, documents: dict[str, Path], shares: dict[str, float]) -> dict[str, Mixture]:
     """The base's mixture (almost all general text) and the mid-training mixture (general, maths, code, science)."""
 
     def build(name: str, general_share: float) -> Mixture:
-        each = (1.0 - general_share) / len(documents)
         sources = [Source("general", "general", [str(general)], general_share)]
-        sources += [Source(n, task_named(n).domain, [str(p)], each) for n, p in documents.items()]
+        for task, path in documents.items():
+            sources.append(Source(task, task_named(task).domain, [str(path)], (1.0 - general_share) * shares[task]))
         sources.append(Source("general-heldout", "general", [str(heldout)], 0.0))
         return Mixture(name, sources, Retention(min(general_share, GENERAL_SHARE), ["general"]))
 
@@ -69,7 +78,8 @@ def prepare(out: Path, settings: PocketSettings) -> dict[str, Any]:
     else:
         tokenizer = train_tokenizer(folder, general, documents, settings.vocab_size)
     result: dict[str, Any] = {"tokenizer": str(folder), "vocab_size": tokenizer.vocab_size}
-    for name, mixture in mixtures(general, heldout, documents).items():
+    shares = document_shares(documents, tokenizer)
+    for name, mixture in mixtures(general, heldout, documents, shares).items():
         build_mixture(mixture, tokenizer, out / "tokens" / name)
         result[name] = str(out / "tokens" / name)
     return result

@@ -36,12 +36,12 @@ class PocketSettings:
     seq_length: int = 128
     global_batch_size: int = 8
     base_steps: int = 1000
-    midtrain_steps: int = 1000
+    midtrain_steps: int = 1300
     rl_steps: int = 150
     prompts_per_step: int = 24
     group_size: int = 8
     max_new_tokens: int = 40
-    documents_per_task: int = 9000
+    documents_per_task: int = 12000
     general_chars: int = 2_600_000
     base_lr: float = 3e-3
     midtrain_lr: float = 2e-3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,35 @@ def state_after_load(hf_dir: str, checkpoint: str, parallel: ParallelConfig) -> 
     return {"state": vars(state), "drawn": drawn, "final_norm": weight}
 
 
+def save_with_moments(hf_dir: str, out: str, parallel: ParallelConfig) -> None:
+    """A checkpoint whose Adam moments are numbered element by element, each parameter in its own way."""
+    trainer, architecture = _trainer(hf_dir, parallel)
+    for name, key, state, first in _moments(trainer):
+        with torch.no_grad():
+            state.copy_(_numbered(name, key, first, state.numel()))
+    _save(trainer, architecture, Path(out), 1)
+    stop()
+
+
+def wrong_moments_after_load(hf_dir: str, checkpoint: str, parallel: ParallelConfig) -> list[str]:
+    """Parameters, on any rank, that did not get their own moments or weights back."""
+    trainer, _ = _trainer(hf_dir, parallel, fill=False)
+    native.load(Path(checkpoint), trainer.raw, trainer.optimizer)
+    wrong = [
+        f"{name} {key}"
+        for name, key, state, first in _moments(trainer)
+        if not torch.equal(state, _numbered(name, key, first, state.numel()))
+    ]
+    wanted, _ = _trainer(hf_dir, parallel)
+    for (name, ours), theirs in zip(trainer.raw.named_parameters(), wanted.raw.parameters(), strict=True):
+        if not torch.equal(ours, theirs):
+            wrong.append(f"{name} weights")
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, wrong)
+    stop()
+    return sorted({name for names in everyone for name in names})
+
+
 def save_that_fails(hf_dir: str, checkpoints: str, step: int, how: str, rank: int, parallel: ParallelConfig) -> None:
     """A save in which `rank` fails after its files are on disk: 'full' (ENOSPC), 'error', or 'killed' (no cleanup)."""
     trainer, architecture = _trainer(hf_dir, parallel)
@@ -134,6 +165,36 @@ def _trainer(hf_dir: str, parallel: ParallelConfig, fill: bool = True) -> tuple[
         convert.load_hf_weights(trainer.raw, architecture, reader, parallel.tensor_model_parallel_size)
         trainer.optimizer.reload_model_params()
     return trainer, architecture
+
+
+def _moments(trainer: Any) -> Iterator[tuple[str, str, torch.Tensor, int]]:
+    """(name in the whole model, moment, this rank's part of it, index of its first element)."""
+    first_layer = trainer.raw.decoder.layers[0].layer_number - 1
+    trainer.optimizer.state_dict()  # gives the moments their tensors
+    inner = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    for name, parameter in trainer.raw.named_parameters():
+        for optimizer in inner:
+            if parameter not in optimizer.model_param_gbuf_map:
+                continue
+            part = optimizer._get_model_param_range_map(parameter)["param"]
+            states = optimizer._get_main_param_and_optimizer_states(parameter)
+            for key in ("exp_avg", "exp_avg_sq"):
+                yield _whole_name(name, first_layer, trainer), key, states[key], part.start
+
+
+def _whole_name(name: str, first_layer: int, trainer: Any) -> str:
+    """A pipeline stage counts its layers from 0, and the last one has its own copy of a tied embedding."""
+    if name.startswith("decoder.layers."):
+        start, layer, rest = name.split(".", 3)[1:]
+        return f"decoder.{start}.{int(layer) + first_layer}.{rest}"
+    if name == "output_layer.weight" and trainer.architecture.tied_embeddings:
+        return "embedding.word_embeddings.weight"
+    return name
+
+
+def _numbered(name: str, key: str, first: int, size: int) -> torch.Tensor:
+    seed = zlib.crc32(f"{name} {key}".encode()) % 1000
+    return 1.0 + seed + torch.arange(first, first + size, dtype=torch.float32) / 2**13
 
 
 def _save(trainer: Any, architecture: Any, path: Path, step: int) -> None:

@@ -73,6 +73,23 @@ def test_generator_continues_at_the_same_layout(run: tuple[Path, dict[int, torch
         assert torch.equal(result["drawn"], drawn[step])
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(PP2, ONE), (ONE, PP2), (DP2, ONE), (ONE, DP2)],
+    ids=["PP2-one", "one-PP2", "DP2-one", "one-DP2"],
+)
+def test_moments_and_weights_find_their_parameters(
+    tied_hf: Path, tmp_path: Path, before: ParallelConfig, after: ParallelConfig
+) -> None:
+    """A tied embedding gets a padded bucket of its own in a pipeline, which Megatron counts in one place and not in
+    another: without the mend in runtime/faults.py every later parameter is saved shifted, and loads without a word.
+    """
+    checkpoint = str(tmp_path / "checkpoint")
+    launch(workers.save_with_moments, str(tied_hf), checkpoint, before, processes=before.world_size)
+    args = (str(tied_hf), checkpoint, after)
+    assert launch(workers.wrong_moments_after_load, *args, processes=after.world_size) == []
+
+
 def test_latest_is_the_newest_complete_one(checkpoints: Path) -> None:
     assert find_latest(checkpoints) == step_directory(checkpoints, 20)
     (checkpoints / "step_00000030.tmp-1").mkdir()

@@ -56,9 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def compared(models: list[Path]) -> dict[int, list[dict[str, Any]]]:
     """Per tensor-parallel size, the comparison for each model."""
     paths = [str(path) for path in models]
-    return {
-        tp: launch(against_full_forward, paths, ParallelConfig(tp), PROMPTS, 20, processes=tp) for tp in (1, 2)
-    }
+    return {tp: launch(against_full_forward, paths, ParallelConfig(tp), PROMPTS, 20, processes=tp) for tp in (1, 2)}
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -92,7 +90,8 @@ def test_equals_transformers_generate(
     for prompt, tokens in zip(PROMPTS, compared[1][model]["tokens"], strict=True):
         row = torch.tensor([prompt])
         written = reference.generate(
-            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=20, eos_token_id=compared[1][model]["stop"],
+            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=20,
+            eos_token_id=compared[1][model]["stop"],
             pad_token_id=0, bos_token_id=None,
         )  # fmt: skip
         assert written[0, len(prompt) :].tolist() == tokens
@@ -171,7 +170,8 @@ def test_first_tokens_follow_the_softmax(temperature: float, top_p: float, model
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.01, {2}), (0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (0.99, {0, 1, 2, 3})]
+    ("top_p", "kept"),
+    [(0.01, {2}), (0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (0.99, {0, 1, 2, 3})],
 )
 def test_nucleus_keeps_the_smallest_set_with_the_token_that_crosses(top_p: float, kept: set[int]) -> None:
     logits = torch.tensor([[0.3, 0.05, 0.5, 0.15], [0.05, 0.15, 0.3, 0.5]]).log()

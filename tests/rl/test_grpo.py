@@ -17,7 +17,16 @@ PLAIN = GRPOConfig(kl_beta=0.0)
 
 def test_advantages_are_rewards_minus_the_mean_of_their_own_group() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
-    assert group_advantages(rewards, 4, normalize=False).tolist() == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75]
+    assert group_advantages(rewards, 4, normalize=False).tolist() == [
+        0.75,
+        -0.25,
+        -0.25,
+        -0.25,
+        0.25,
+        0.25,
+        0.25,
+        -0.75,
+    ]
     assert group_advantages(rewards, 8, normalize=False).tolist() == [0.5, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -0.5]
 
 

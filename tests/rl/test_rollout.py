@@ -69,7 +69,7 @@ def test_groups_stand_together_and_are_scored_with_their_own_problem(
         for i, prompt in enumerate(prompts):
             for k in range(samples_per_prompt):
                 problem = problems[i if k < samples_per_prompt // 2 else (i + 1) % len(problems)]
-                ids = tokenizer.encode(problem.document[len(problem.prompt) :]) + [tokenizer.eos_id]
+                ids = [*tokenizer.encode(problem.document[len(problem.prompt) :]), tokenizer.eos_id]
                 responses.append(Response(prompt, ids, [-0.1] * len(ids), True))
         return responses
 
@@ -113,7 +113,9 @@ def test_collate_masks_exactly_the_response_tokens() -> None:
     ]
     for length in (None, 40):
         batch = collate(rollouts, [0.0] * 5, 0, torch.device("cpu"), length)
-        assert batch.tokens.shape[1] == (length or max(len(r.response.prompt + r.response.tokens) for r in rollouts) - 1)
+        assert batch.tokens.shape[1] == (
+            length or max(len(r.response.prompt + r.response.tokens) for r in rollouts) - 1
+        )
         for row, r in enumerate(rollouts):
             inside = batch.mask[row].bool()
             assert batch.labels[row][inside].tolist() == r.response.tokens

@@ -23,7 +23,10 @@ from prism_nemo.training.midtrain import check
 
 
 def _check(tokens: Path, init_from: Path | None, tmp_path: Path, **changes: Any) -> None:
-    check(midtrain_config(tmp_path / "run", tokens, init_from, **changes))
+    data = changes.pop("data", None)
+    config = midtrain_config(tmp_path / "run", tokens, init_from, **changes)
+    config.data = data or config.data
+    check(config)
 
 
 def test_a_good_configuration_passes(data: Path, initial: Path, tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_numbers_that_cannot_work_are_refused(
 
 def test_where_the_weights_come_from_must_be_said_once(data: Path, initial: Path, tmp_path: Path) -> None:
     for init_from, model in ((None, None), (initial, dict(LLAMA))):
-        with pytest.raises(InputError, match="either init_from .* or model"):
+        with pytest.raises(InputError, match=r"either init_from .* or model"):
             _check(data, init_from, tmp_path, model=model)
 
 
@@ -104,7 +107,7 @@ def test_validation_text_must_exist_and_suffice(data: Path, initial: Path, tmp_p
 
 
 def test_an_override_that_does_not_exist_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'optimizer.weight_decay'"):
+    with pytest.raises(InputError, match=r"did you mean 'optimizer\.weight_decay'"):
         resolve(MidtrainConfig, {"run_dir": "x", "data": {"path": "y"}}, ["optimizer.weigth_decay=0"])
 
 

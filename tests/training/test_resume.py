@@ -183,7 +183,13 @@ def _wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[bytes],
 def test_sigterm_saves_and_exits_75(layout: str, data: Path, initial: Path, tmp_path: Path) -> None:
     """The signal goes to the command, as from Slurm or Ctrl-C in another window; its processes save and it says so."""
     config = midtrain_config(
-        tmp_path / "run", data, initial, parallel=LAYOUTS[layout], train_steps=100_000, seq_length=8, eval_interval=10**6
+        tmp_path / "run",
+        data,
+        initial,
+        parallel=LAYOUTS[layout],
+        train_steps=100_000,
+        seq_length=8,
+        eval_interval=10**6,
     )
     config.checkpoint.save_interval = 10**6
     process = _command(config, tmp_path)

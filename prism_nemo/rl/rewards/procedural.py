@@ -12,7 +12,7 @@ from prism_nemo.rl.rewards.task import Problem, Task, register
 
 
 def add_columns(a: int, b: int) -> str:
-    """Column addition of two two-digit numbers: ones first, then tens with the carry."""
+    """Column addition of two numbers below 100: ones first, then tens with the carry."""
     ones = a % 10 + b % 10
     carry = "+1" if ones > 9 else ""
     return f"{a % 10}+{b % 10}={ones};{a // 10}+{b // 10}{carry}={(a + b) // 10}"
@@ -84,7 +84,7 @@ class Formulas(Task):
     def draw(self, rng: random.Random) -> Problem:
         """See `Task.draw`."""
         text, formula = rng.choice(self._TEXTS)
-        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        a, b = rng.randint(10, 99), rng.randint(1, 9)
         return Problem(self.name, text.format(a, b), f"{formula}={a}+{b};{add_columns(a, b)}", str(a + b))
 
 

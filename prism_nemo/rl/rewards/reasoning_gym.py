@@ -32,7 +32,7 @@ ALLOWED = {
 
 
 class ReasoningGymTask(Task):
-    """A reasoning-gym dataset; its entry travels beside the problem so that its own scorer can be asked.
+    """A reasoning-gym dataset; its entry's metadata travels with the problem, for its own scorer needs it.
 
     Args:
         dataset: Name in reasoning-gym.
@@ -62,13 +62,15 @@ class ReasoningGymTask(Task):
             self._chunk_rng, self._next = weakref.ref(rng), 0
         entry = self._chunk[self._next]
         self._next += 1
-        return Problem(self.name, entry["question"], "", str(entry["answer"]))
+        return Problem(self.name, entry["question"], "", str(entry["answer"]), dict(entry["metadata"]))
 
     def grade(self, problem: Problem, answer: str) -> float:
         """1 if reasoning-gym's own scorer gives full marks, else 0."""
-        entry = {"question": problem.question, "answer": problem.answer, "metadata": {}}
+        if answer == problem.answer:
+            return 1.0
+        entry = {"question": problem.question, "answer": problem.answer, "metadata": problem.metadata}
         try:
             score = float(self._scorer.score_answer(answer=answer, entry=entry))
         except Exception:
-            return float(answer == problem.answer)
+            return 0.0
         return float(score >= 1.0)

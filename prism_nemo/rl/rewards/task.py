@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from prism_nemo.errors import InputError
 
@@ -22,12 +23,14 @@ class Problem:
         question: What is asked.
         work: The worked answer, for mid-training documents; empty where a task cannot write one.
         answer: The verifiable answer.
+        metadata: What a task's own scorer needs beside the answer.
     """
 
     task: str
     question: str
     work: str
     answer: str
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def prompt(self) -> str:

@@ -1,0 +1,53 @@
+"""What the evaluation tests run in processes of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.config import ParallelConfig
+from prism_nemo.data.blend import held_out_rows
+from prism_nemo.data.tokenizer import load_tokenizer
+from prism_nemo.evaluation import tasks as module
+from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
+from prism_nemo.generation.sampling import Response
+from prism_nemo.models.build import build_model
+from prism_nemo.models.forward import forward_logits
+from prism_nemo.rl.rewards.task import CLOSE
+from prism_nemo.rl.rollout import Rollout
+from prism_nemo.runtime import start, stop
+
+
+def direct_loss(checkpoint: str, data: str, source: str, rows: int, seq_length: int) -> float:
+    """Mean cross entropy from plain logits."""
+    runtime = start(ParallelConfig(), seed=0)
+    model = build_model(read_architecture(Path(checkpoint)), runtime)
+    load(Path(checkpoint), model)
+    tokens, labels = held_out_rows(data, source, seq_length, rows)
+    logits = forward_logits(model, tokens)
+    stop()
+    if logits is None:
+        raise RuntimeError("no logits")
+    return float(F.cross_entropy(logits.flatten(0, 1).double(), labels.flatten()))
+
+
+def evaluate_a_model_that_is_right_every_other_time(config: EvaluationConfig, checkpoint: str) -> dict[str, Any]:
+    """The evaluation with a sampler that writes the right answer to every second question."""
+    tokenizer = load_tokenizer(config.tokenizer)
+
+    def roll_out(model: Any, problems: Any, tasks: Any, *_: Any) -> list[Rollout]:
+        found = []
+        for i, problem in enumerate(problems):
+            answer = problem.answer if i % 2 == 0 else "wrong"
+            ids = [*tokenizer.encode(f"{CLOSE}{answer}"), tokenizer.eos_id]
+            score = tasks[problem.task].score(problem, tokenizer.decode(ids))
+            found.append(Rollout(problem, Response([1], ids, [0.0] * len(ids), True), score))
+        return found
+
+    module.roll_out = roll_out  # type: ignore[assignment]
+    torch.manual_seed(0)
+    return evaluate_checkpoint(config, checkpoint)

@@ -1,0 +1,61 @@
+"""Accuracy and held-out loss of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from evaluation_workers import direct_loss, evaluate_a_model_that_is_right_every_other_time
+from tiny_training import build_data, character_tokenizer, write_llama
+
+from prism_nemo.checkpoint.convert import import_hf
+from prism_nemo.config import ParallelConfig
+from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
+from prism_nemo.runtime.launch import launch
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationConfig, str]:
+    root = tmp_path_factory.mktemp("evaluation")
+    data = build_data(root / "data")
+    tokenizer = character_tokenizer(root / "tokenizer")
+    import_hf(write_llama(root / "hf"), root / "checkpoint", ParallelConfig())
+    config = EvaluationConfig(
+        str(tokenizer.path if tokenizer.path.is_dir() else tokenizer.path.parent), ["arithmetic", "lists"],
+        questions=21, max_new_tokens=12, data=str(data), retention="held", retention_rows=24, seq_length=16,
+        batch_size=8,
+    )  # fmt: skip
+    return config, str(root / "checkpoint")
+
+
+def test_two_processes_measure_what_one_measures(setting: tuple[EvaluationConfig, str]) -> None:
+    config, checkpoint = setting
+    one = launch(evaluate_checkpoint, config, checkpoint)
+    two = launch(
+        evaluate_checkpoint, replace(config, parallel=ParallelConfig(data_parallel_size=2)), checkpoint, processes=2
+    )
+    for name in config.tasks:
+        assert one["tasks"][name]["n"] == two["tasks"][name]["n"] == 21
+        assert one["tasks"][name]["greedy_accuracy"] == two["tasks"][name]["greedy_accuracy"]
+    assert one["retention_loss"] == pytest.approx(two["retention_loss"], abs=1e-9)
+
+
+def test_retention_loss_is_the_mean_cross_entropy(setting: tuple[EvaluationConfig, str]) -> None:
+    config, checkpoint = setting
+    measured = launch(evaluate_checkpoint, replace(config, tasks=[]), checkpoint)["retention_loss"]
+    assert config.data is not None
+    expected = launch(direct_loss, checkpoint, config.data, "held", 24, 16)
+    # Two summation orders of fp32 losses of size 5: rounding of 1e-6.
+    assert measured == pytest.approx(expected, abs=5e-6)
+
+
+def test_right_answers_are_counted(setting: tuple[EvaluationConfig, str]) -> None:
+    config, checkpoint = setting
+    config = replace(config, questions=20, retention=None, batch_size=20)
+    result = launch(evaluate_a_model_that_is_right_every_other_time, config, checkpoint)
+    for name in config.tasks:
+        task = result["tasks"][name]
+        assert (task["accuracy"], task["greedy_accuracy"], task["format_rate"], task["n"]) == (0.5, 0.5, 1.0, 20)
+        assert task["ci95"] == pytest.approx([0.299, 0.701], abs=1e-3)  # Wilson for 10 of 20
+    assert "retention_loss" not in result
+    assert {s["task"] for s in result["samples"]} == set(config.tasks)
