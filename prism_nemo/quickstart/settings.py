@@ -36,7 +36,7 @@ class PocketSettings:
     seq_length: int = 128
     global_batch_size: int = 8
     base_steps: int = 1000
-    midtrain_steps: int = 1300
+    midtrain_steps: int = 1200
     rl_steps: int = 150
     prompts_per_step: int = 24
     group_size: int = 8
