@@ -23,7 +23,6 @@ ALLOWED = {
     "lcm": "math",
     "simple_equations": "math",
     "leg_counting": "math",
-    "number_sorting": "code",
     "letter_counting": "code",
     "word_sorting": "code",
     "base_conversion": "code",

@@ -86,10 +86,9 @@ def test_every_step_of_the_work_is_true_and_the_last_gives_the_answer(name: str,
     for step in steps:
         left, *middle, right = step.split("=")
         if name == "formulas" and re.search("[a-z]", left):
-            (left,) = middle  # `mass+added=12+30`: the name of the formula, then the numbers
-            assert re.findall(r"\d+", left) + re.findall(r"\d+", right) == re.findall(
-                r"(?<![a-z])\d+", problem.question
-            ) or sorted(re.findall(r"\d+", f"{left} {right}")) == sorted(re.findall(r"(?<![a-z])\d+", problem.question))
+            # `mass+added=12+3`: the name of the formula, then the numbers as they stand in the question
+            assert re.findall(r"\d+", right) == re.findall(r"(?<![a-z])\d+", problem.question)
+            assert not middle
             continue
         assert not middle
         if shown is not None:
@@ -193,8 +192,8 @@ def test_split_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_splits_are_disjoint_and_training_never_sees_a_test_question(name: str) -> None:
     task = task_named(name)
-    asked = {split: {p.question for p in task.distinct(300, split, seed=7)} for split in SPLITS}
-    assert all(len(found) == 300 for found in asked.values())
+    asked = {split: {p.question for p in task.distinct(250, split, seed=7)} for split in SPLITS}
+    assert all(len(found) == 250 for found in asked.values())
     rng = random.Random(5)
     trained = {task.sample(rng, "train").question for _ in range(3000)} | asked["train"]
     assert not trained & (asked["test"] | asked["validation"])

@@ -49,12 +49,6 @@ def test_wrong_but_plausible_answers_score_zero(name: str) -> None:
         wrong = [f"{right} {right}", f"the answer is {right}", right + "1", "1" + right, right[:-1], right + "?"]
         if name in NUMERIC:
             wrong += [str(int(right) + 1), str(int(right) - 1), str(-int(right)), str(int(right) * 10)]
-        if name == "number_sorting":
-            numbers = right.strip("[]").replace("'", "").replace('"', "").split(", ")
-            shown = [float(n) for n in numbers]
-            wrong.append(str([str(n) for n in reversed(shown)]))  # the other direction
-            wrong.append(str([str(round(n + 0.9, 2)) for n in shown]))  # numbers that were not asked about
-            wrong.append(str(numbers[:-1]))
         if name == "word_sorting":
             words = right.split(", ")
             wrong += [", ".join(reversed(words)), ", ".join(words[1:]), ", ".join([words[1], words[0], *words[2:]])]
