@@ -54,6 +54,9 @@ _HARMLESS = {
 
 def _rope(config: dict[str, Any], source: str) -> Rope:
     """Read the rotary embedding in its old (rope_theta, rope_scaling) and new (rope_parameters) spelling."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            raise InputError(f"{source}: {key} is {config[key]!r}; expected a mapping with a rope_type")
     parameters = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or parameters
     theta = float(parameters.get("rope_theta") or config.get("rope_theta") or 10000.0)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from prism_nemo.checkpoint.hf import parameter_count
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.blend import held_out_rows
@@ -16,8 +17,10 @@ from prism_nemo.evaluation import tasks as module
 from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
 from prism_nemo.generation.sampling import Response
 from prism_nemo.models.build import build_model
+from prism_nemo.models.family import read_hf_config
 from prism_nemo.models.forward import forward_logits
-from prism_nemo.rl.rewards.task import CLOSE
+from prism_nemo.rl import rollout as rollout_module
+from prism_nemo.rl.rewards.task import CLOSE, task_named
 from prism_nemo.rl.rollout import Rollout
 from prism_nemo.runtime import start, stop
 
@@ -51,3 +54,32 @@ def evaluate_a_model_that_is_right_every_other_time(config: EvaluationConfig, ch
     module.roll_out = roll_out  # type: ignore[assignment]
     torch.manual_seed(0)
     return evaluate_checkpoint(config, checkpoint)
+
+
+def evaluate_with_known_answers(config: EvaluationConfig, checkpoint: str) -> dict[str, Any]:
+    """The evaluation with a sampler that has the answers to the test questions, and to no others."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    known = {}
+    for name in config.tasks:
+        for problem in task_named(name).distinct(config.questions, "test", config.seed):
+            written = problem.document[len(problem.prompt) :]
+            known[tuple(tokenizer.encode(problem.prompt))] = [*tokenizer.encode(written), tokenizer.eos_id]
+
+    def generate(model: Any, prompts: list[list[int]], **_: Any) -> list[Response]:
+        answers = [known.get(tuple(prompt), [tokenizer.eos_id]) for prompt in prompts]
+        return [Response(prompt, ids, [0.0] * len(ids), True) for prompt, ids in zip(prompts, answers, strict=True)]
+
+    rollout_module.generate = generate
+    return evaluate_checkpoint(config, checkpoint)
+
+
+def parameters_of(hf_dirs: list[str]) -> list[tuple[int, int]]:
+    """Per model, the count from the sizes and the sum over a model that was built."""
+    runtime = start(ParallelConfig(), seed=0)
+    found = []
+    for hf_dir in hf_dirs:
+        architecture = read_hf_config(Path(hf_dir))
+        model = build_model(architecture, runtime)
+        found.append((parameter_count(architecture), sum(p.numel() for p in model.parameters())))
+    stop()
+    return found

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from evaluation_workers import direct_loss, evaluate_a_model_that_is_right_every_other_time
+from evaluation_workers import (
+    direct_loss,
+    evaluate_a_model_that_is_right_every_other_time,
+    evaluate_with_known_answers,
+    parameters_of,
+)
 from tiny_training import build_data, character_tokenizer, write_llama
 
 from prism_nemo.checkpoint.convert import import_hf
@@ -59,3 +66,30 @@ def test_right_answers_are_counted(setting: tuple[EvaluationConfig, str]) -> Non
         assert task["ci95"] == pytest.approx([0.299, 0.701], abs=1e-3)  # Wilson for 10 of 20
     assert "retention_loss" not in result
     assert {s["task"] for s in result["samples"]} == set(config.tasks)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_model_that_is_always_right_scores_one(processes: int, setting: tuple[EvaluationConfig, str]) -> None:
+    """Each question is asked once, whichever process asks it, in batches of 8 with a rest; none is of another split."""
+    config, checkpoint = setting
+    config = replace(config, retention=None, parallel=ParallelConfig(data_parallel_size=processes))
+    result = launch(evaluate_with_known_answers, config, checkpoint, processes=processes)
+    for name in config.tasks:
+        task = result["tasks"][name]
+        assert (task["accuracy"], task["greedy_accuracy"], task["format_rate"], task["n"]) == (1.0, 1.0, 1.0, 21)
+        assert task["ci95"][1] == pytest.approx(1.0)
+        assert task["ci95"][0] == pytest.approx(21 / (21 + 1.959964**2))  # Wilson when all are right
+    other = launch(evaluate_with_known_answers, replace(config, split="validation"), checkpoint, processes=processes)
+    assert [other["tasks"][name]["accuracy"] for name in config.tasks] == [0.0, 0.0]
+
+
+def test_parameter_count_is_that_of_the_model(tmp_path: Path) -> None:
+    shapes: list[dict[str, Any]] = [
+        {},
+        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": False, "num_key_value_heads": 4, "head_dim": 24, "num_hidden_layers": 1},
+    ]
+    folders = [str(write_llama(tmp_path / str(i), **changes)) for i, changes in enumerate(shapes)]
+    counts = launch(parameters_of, folders)
+    assert all(counted == built for counted, built in counts)
+    assert len({counted for counted, _ in counts}) == 3

@@ -74,6 +74,31 @@ def test_a_second_run_does_nothing_again(done: tuple[Path, dict[str, Any]]) -> N
     assert again["stages"] == summary["stages"]
 
 
+def test_a_second_run_does_not_forget_what_the_first_measured(done: tuple[Path, dict[str, Any]]) -> None:
+    """Time and memory are those of the work, not of the second run, which did none."""
+    out, summary = done
+    again = Quickstart(out, TINY, lambda line: None).run()
+    assert again["seconds"] == summary["seconds"]
+    assert again["timeline"] == summary["timeline"]
+    assert again["peak_rss_gb"] == summary["peak_rss_gb"]
+
+
+def test_a_run_that_was_cut_goes_on_with_the_part_it_was_at(done: tuple[Path, dict[str, Any]]) -> None:
+    """As a kill leaves it: the part's files are there, its record is not. Greedy answers and losses are the same."""
+    out, summary = done
+    parts = json.loads((out / "parts.json").read_text())
+    names = list(parts)
+    for name in ("evaluate prism_rl", "weights", "export base_rl"):
+        del parts[name]
+    (out / "parts.json").write_text(json.dumps(parts))
+    said: list[str] = []
+    again = Quickstart(out, TINY, said.append).run()
+    assert [line.partition(" (")[0] for line in said[:-1]] == ["evaluate prism_rl", "export base_rl", "weights"]
+    assert set(json.loads((out / "parts.json").read_text())) == set(names)
+    assert again["stages"] == summary["stages"]
+    assert again["weights"] == summary["weights"]
+
+
 def test_other_settings_in_the_same_folder_are_refused(done: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="holds a run with other settings"):
         Quickstart(done[0], replace(TINY, rl_steps=3), lambda line: None)

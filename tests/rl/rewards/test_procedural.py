@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_nemo.errors import InputError
 from prism_nemo.rl.rewards.task import CLOSE, END, OPEN, SPLITS, Problem, split_of, task_named
 
 TASKS = ["arithmetic", "lists", "formulas"]
@@ -78,28 +77,28 @@ def test_the_document_is_right_and_scores_one(name: str, seed: int) -> None:
 
 @given(**ANY)
 @settings(max_examples=300, deadline=None)
-def test_every_step_of_the_work_is_true_and_the_last_gives_the_answer(name: str, seed: int) -> None:
+def test_every_step_of_the_work_is_true_and_leads_to_the_answer(name: str, seed: int) -> None:
+    """Documents teach the steps: a wrong one would be learned as readily as a right one."""
     problem = _draw(name, seed)
     steps = problem.work.split(";")
-    results = []
+    if name == "formulas":
+        words, numbers = steps.pop(0).split("=")
+        assert re.fullmatch(r"[a-z]+[+*][a-z]+", words)
+        assert re.findall(r"\d+", numbers) == re.findall(r"(?<![a-z])\d+", problem.question)
+        assert str(_value(numbers)) == problem.answer
     shown = re.search(r"\[.*?\]", problem.question)
+    results = []
     for step in steps:
-        left, *middle, right = step.split("=")
-        if name == "formulas" and re.search("[a-z]", left):
-            # `mass+added=12+3`: the name of the formula, then the numbers as they stand in the question
-            assert re.findall(r"\d+", right) == re.findall(r"(?<![a-z])\d+", problem.question)
-            assert not middle
-            continue
-        assert not middle
+        left, right = step.split("=")
         if shown is not None:
             left = re.sub(r"\ba\b", shown[0], left)
         assert _value(left) == int(right), step
         results.append(int(right))
-    if name == "lists" and "::-1" in problem.question:
+    columns = name == "formulas" or (name == "arithmetic" and re.fullmatch(r"\d\d\+\d\d=\?", problem.question))
+    if columns:  # ones first, then tens with the carry: the answer is the tens, then the last digit of the ones
+        assert f"{results[1]}{results[0] % 10}" == problem.answer
+    elif "::-1" in problem.question:
         assert results == ast.literal_eval(problem.answer)
-    elif "+" in problem.work and name != "lists" and len(steps) - (name == "formulas") == 2 and results[-1] < 20:
-        ones_and_tens = str(results[1]) + str(results[0] % 10)
-        assert problem.answer in (ones_and_tens, str(results[-1]))
     else:
         assert str(results[-1]) == problem.answer
 
@@ -161,25 +160,6 @@ def test_another_form_scores_zero(name: str, seed: int) -> None:
     assert task.score(problem, f"{work}{CLOSE} {answer} \n{END}").reward == 1.0
 
 
-# Frozen: were the split to change, questions trained on by an earlier checkpoint could be tested in a later one.
-FROZEN = {
-    "47+38=?": "train",
-    "3+8-4=?": "test",
-    "10+10=?": "test",
-    "99+99=?": "train",
-    "a=[5,1,7];print(max(a))": "train",
-    "a=[1,2,3];print(a[::-1])": "train",
-    "mass 3 kg, acceleration 12 m/s2, force?": "test",
-    "speed 10 m/s, gain 25 m/s, final speed?": "train",
-    "Zürich?": "validation",
-    "": "train",
-}
-
-
-def test_split_is_frozen() -> None:
-    assert {question: split_of(question) for question in FROZEN} == FROZEN
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_split_sizes(name: str) -> None:
     """20 % test, 10 % validation, 70 % train, of distinct questions; three deviations of some thousands are 2 %."""
@@ -215,10 +195,3 @@ def test_a_task_with_few_questions_gives_what_it_has() -> None:
     problems = task_named("lists").distinct(1_000_000, "validation", seed=1)
     assert 400 < len(problems) < 1000
     assert len({p.question for p in problems}) == len(problems)
-
-
-def test_names_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(InputError, match=r"tasks: 'sums' is unknown; known: .*arithmetic"):
-        task_named("sums")
-    with pytest.raises(InputError, match=r"split 'eval' is unknown; choose one of train, validation, test"):
-        task_named("lists").sample(random.Random(0), "eval")
