@@ -57,6 +57,7 @@ class Quickstart:
         if settings_file.is_file() and settings_file.read_text() != to_yaml(settings):
             raise InputError(f"{out}: holds a run with other settings; choose another --out, or remove it")
         settings_file.write_text(to_yaml(settings))
+        self.memory = PeakMemory()
         self.done_file = out / "parts.json"
         self.parts: dict[str, Any] = json.loads(self.done_file.read_text()) if self.done_file.is_file() else {}
 
@@ -71,6 +72,7 @@ class Quickstart:
         layout_text = layout.describe() if layout else "1 process"
         self.parts[name] = {
             "result": result, "start": start, "seconds": time.time() - began, "layout": layout_text, "note": note,
+            "peak_rss_gb": self.memory.peak_gb,
         }  # fmt: skip
         write_json(self.done_file, self.parts)
         return result
@@ -87,7 +89,7 @@ class Quickstart:
         """
         s, out, layout = self.settings, self.out, self.settings.parallel()
         n = layout.world_size
-        with PeakMemory() as memory:
+        with self.memory:
             data = self.part("data", lambda: prepare(out / "data", s), note="general text, worked problems, tokenizer")
             base = s.base(str(out / "base"), data["base"], data["vocab_size"])
             self.part("base", lambda: launch(midtrain, base, "base", processes=n), layout, "train a small base")
@@ -116,7 +118,7 @@ class Quickstart:
             args = self._cka_args(data)
             cka = self.part("CKA", lambda: launch(compare_activations, *args), note="linear CKA per layer")
             export = self.part("verify export", self._verify_export, note="load in transformers, compare logits")
-        summary = self._summary(data, weights, cka, export, memory)
+        summary = self._summary(data, weights, cka, export)
         write_json(out / "summary.json", summary)
         page = write_report(out)
         self.say(f"report: {page}")
@@ -187,9 +189,7 @@ class Quickstart:
             "loads_in_transformers": True,
         }  # fmt: skip
 
-    def _summary(
-        self, data: dict[str, Any], weights: Any, cka: list[dict[str, Any]], export: Any, memory: PeakMemory
-    ) -> dict[str, Any]:
+    def _summary(self, data: dict[str, Any], weights: Any, cka: list[dict[str, Any]], export: Any) -> dict[str, Any]:
         s = self.settings
         architecture = read_architecture(Path(self.checkpoint("base")))
         stages = {}
@@ -214,7 +214,7 @@ class Quickstart:
             ]
         return {
             "seconds": sum(part["seconds"] for part in self.parts.values()),
-            "peak_rss_gb": memory.peak_gb,
+            "peak_rss_gb": max(part["peak_rss_gb"] for part in self.parts.values()),
             "versions": versions(),
             "command": " ".join(["prism-nemo", *sys.argv[1:]]),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",

@@ -86,18 +86,21 @@ def test_reward_rises_and_the_sampler_is_the_policy(policy: dict[str, str], tmp_
 
 
 @pytest.fixture(scope="session")
-def equal_rollouts(policy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five steps in one process, micro-batches of 8; many groups teach nothing, and one step none at all."""
+def one_process(policy: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """Per KL coefficient, eight steps in one process and micro-batches of 8."""
     root = tmp_path_factory.mktemp("equal")
-    return _run(_equal_config(policy, root / "run"), rl_workers.train_on_equal_rollouts)
+    return {
+        beta: _run(_equal_config(policy, root / str(beta), beta), rl_workers.train_on_equal_rollouts)
+        for beta in (0.0, 0.1)
+    }
 
 
-def _equal_config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLConfig:
+def _equal_config(policy: dict[str, str], run_dir: Path, kl_beta: float, **changes: Any) -> RLConfig:
     return _config(
         policy,
         run_dir,
         tasks=["sometimes-digit"],
-        grpo=GRPOConfig(kl_beta=0.1, normalize_advantage=True),
+        grpo=GRPOConfig(kl_beta=kl_beta, normalize_advantage=True),
         rollout={"prompts_per_step": 2, "group_size": 16},
         train_steps=8,
         **changes,
@@ -105,33 +108,48 @@ def _equal_config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLCo
 
 
 @pytest.mark.parametrize(
-    ("parallel", "micro_batch_size"),
-    [(ParallelConfig(), 1), (ParallelConfig(), 5), (ParallelConfig(), 64), (DP2, 8), (DP2, 3), (TP2, 8)],
+    ("kl_beta", "parallel", "micro_batch_size"),
+    [
+        (0.0, ParallelConfig(), 5),
+        (0.0, ParallelConfig(), 64),
+        (0.0, DP2, 8),
+        (0.0, DP2, 3),
+        (0.1, ParallelConfig(), 1),
+        (0.1, DP2, 3),
+        (0.1, TP2, 8),
+    ],
     ids=lambda value: value.describe() if isinstance(value, ParallelConfig) else str(value),
 )
 def test_the_update_does_not_depend_on_how_responses_are_dealt(
-    parallel: ParallelConfig, micro_batch_size: int, policy: dict[str, str], equal_rollouts: Path, tmp_path: Path
+    kl_beta: float,
+    parallel: ParallelConfig,
+    micro_batch_size: int,
+    policy: dict[str, str],
+    one_process: dict[float, Path],
+    tmp_path: Path,
 ) -> None:
     """The loss is divided by the response tokens of the whole batch.
 
     Every step continues from the update before, so one wrong gradient shows in all later numbers. With two ranks there
     are steps in which only one of them has a group to learn from, and steps in which none has.
     """
-    config = _equal_config(policy, tmp_path / "run", parallel=parallel, micro_batch_size=micro_batch_size)
-    run = _run(config, rl_workers.train_on_equal_rollouts)
-    live = column(equal_rollouts, "live_groups")
+    config = _equal_config(policy, tmp_path / "run", kl_beta, parallel=parallel, micro_batch_size=micro_batch_size)
+    run, expected = _run(config, rl_workers.train_on_equal_rollouts), one_process[kl_beta]
+    live = column(expected, "live_groups")
     assert {0.0, 0.5} <= set(live)
     assert column(run, "live_groups") == live
-    assert column(run, "reward") == column(equal_rollouts, "reward")
-    assert len(column(run, "grad_norm")) == len(live)  # with a KL term every response has a gradient
-    assert column(run, "grad_norm") == pytest.approx(column(equal_rollouts, "grad_norm"), rel=5e-6)
-    assert column(run, "kl") == pytest.approx(column(equal_rollouts, "kl"), rel=5e-6, abs=1e-7)
+    assert column(run, "reward") == column(expected, "reward")
+    # With a KL term every response has a gradient, without one only those of live groups.
+    assert len(column(run, "grad_norm")) == (len(live) if kl_beta else sum(share > 0 for share in live))
+    assert column(run, "grad_norm") == pytest.approx(column(expected, "grad_norm"), rel=5e-6)
+    assert column(run, "kl") == pytest.approx(column(expected, "kl"), rel=5e-6, abs=1e-7)
 
 
-def test_kl_is_to_the_starting_policy(equal_rollouts: Path) -> None:
-    kl = column(equal_rollouts, "kl")
+def test_kl_is_to_the_starting_policy(one_process: dict[float, Path]) -> None:
+    kl = column(one_process[0.1], "kl")
     assert abs(kl[0]) < 1e-9
     assert min(kl[1:]) > 1e-6
+    assert column(one_process[0.0], "kl") == []
 
 
 @pytest.mark.parametrize("parallel", [ParallelConfig(), DP2], ids=["TP1", "DP2"])
