@@ -56,8 +56,10 @@ def evaluate_a_model_that_is_right_every_other_time(config: EvaluationConfig, ch
     return evaluate_checkpoint(config, checkpoint)
 
 
-def evaluate_with_known_answers(config: EvaluationConfig, checkpoint: str) -> dict[str, Any]:
-    """The evaluation with a sampler that has the answers to the test questions, and to no others."""
+def evaluate_with_known_answers(
+    config: EvaluationConfig, checkpoint: str, temperatures: tuple[float, ...] = (0.0, 1.0)
+) -> dict[str, Any]:
+    """The evaluation with a sampler that has the answers to the test questions, and only at some temperatures."""
     tokenizer = load_tokenizer(config.tokenizer)
     known = {}
     for name in config.tasks:
@@ -65,8 +67,9 @@ def evaluate_with_known_answers(config: EvaluationConfig, checkpoint: str) -> di
             written = problem.document[len(problem.prompt) :]
             known[tuple(tokenizer.encode(problem.prompt))] = [*tokenizer.encode(written), tokenizer.eos_id]
 
-    def generate(model: Any, prompts: list[list[int]], **_: Any) -> list[Response]:
-        answers = [known.get(tuple(prompt), [tokenizer.eos_id]) for prompt in prompts]
+    def generate(model: Any, prompts: list[list[int]], *, temperature: float, **_: Any) -> list[Response]:
+        knows = known if temperature in temperatures else {}
+        answers = [knows.get(tuple(prompt), [tokenizer.eos_id]) for prompt in prompts]
         return [Response(prompt, ids, [0.0] * len(ids), True) for prompt, ids in zip(prompts, answers, strict=True)]
 
     rollout_module.generate = generate

@@ -83,6 +83,17 @@ def test_a_model_that_is_always_right_scores_one(processes: int, setting: tuple[
     assert [other["tasks"][name]["accuracy"] for name in config.tasks] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(("temperature", "sampled", "greedy"), [(1.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_sampled_and_greedy_accuracy_are_told_apart(
+    temperature: float, sampled: float, greedy: float, setting: tuple[EvaluationConfig, str]
+) -> None:
+    config, checkpoint = setting
+    config = replace(config, retention=None)
+    result = launch(evaluate_with_known_answers, config, checkpoint, (temperature,))
+    for task in result["tasks"].values():
+        assert (task["accuracy"], task["format_rate"], task["greedy_accuracy"]) == (sampled, sampled, greedy)
+
+
 def test_parameter_count_is_that_of_the_model(tmp_path: Path) -> None:
     shapes: list[dict[str, Any]] = [
         {},

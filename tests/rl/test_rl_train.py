@@ -155,9 +155,13 @@ def test_kl_is_to_the_starting_policy(one_process: dict[float, Path]) -> None:
 @pytest.mark.parametrize("parallel", [ParallelConfig(), DP2], ids=["TP1", "DP2"])
 def test_stopped_runs_continue_bit_for_bit(parallel: ParallelConfig, policy: dict[str, str], tmp_path: Path) -> None:
     """Every number of every step; with a reference policy, which is the starting point and not the last checkpoint."""
-    grpo = GRPOConfig(kl_beta=0.05)
-    undisturbed = _run(_config(policy, tmp_path / "undisturbed", parallel=parallel, grpo=grpo))
-    config = _config(policy, tmp_path / "run", parallel=parallel, grpo=grpo, max_seconds=0.0)
+    common = {
+        "parallel": parallel,
+        "grpo": GRPOConfig(kl_beta=0.05),
+        "schedule": ScheduleConfig(lr_warmup_steps=2, decay="linear", min_lr_ratio=0.1),
+    }
+    undisturbed = _run(_config(policy, tmp_path / "undisturbed", **common))
+    config = _config(policy, tmp_path / "run", max_seconds=0.0, **common)
     for step in (1, 2, 3):
         with pytest.raises(StoppedEarly, match=f"stopped at step {step} of 5 .*time limit"):
             _run(config)
