@@ -100,11 +100,13 @@ def _held_out_loss(model: GPT, config: EvaluationConfig, source: str) -> float:
     """Mean cross entropy per token on evenly spaced rows of a held-out source."""
     tokens, labels = held_out_rows(config.data or "", source, config.seq_length, config.retention_rows)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    sums = torch.zeros(2, dtype=torch.float64)
+    device = next(model.parameters()).device
+    tokens, labels = tokens.to(device), labels.to(device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for first in range(rank * 16, len(tokens), size * 16):
         part = slice(first, first + 16)
         losses = model(tokens[part], positions(tokens[part]), None, labels=labels[part])
-        sums += torch.tensor([losses.double().sum().item(), losses.numel()])
+        sums += torch.tensor([losses.double().sum().item(), losses.numel()], device=device)
     group = parallel_state.get_data_parallel_group()
     if group.size() > 1:
         dist.all_reduce(sums, group=group)

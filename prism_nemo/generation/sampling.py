@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prism_nemo.errors import InputError
 from prism_nemo.generation.decode import Decoder
 from prism_nemo.models.build import GPT
 
@@ -63,10 +64,19 @@ def generate(
 
     Returns:
         ``len(prompts) * samples_per_prompt`` responses; those of one prompt stand together.
+
+    Raises:
+        InputError: If a prompt leaves too little room for the response.
     """
     decoder = Decoder(model)
     device = decoder.embedding.device
     longest = max(len(p) for p in prompts)
+    positions = model.architecture.max_position_embeddings
+    if longest + max_new_tokens > positions:
+        raise InputError(
+            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} do not fit the model's {positions} "
+            "positions; lower max_new_tokens"
+        )
     tokens = torch.full((len(prompts), longest), stop_id)
     for row, prompt in enumerate(prompts):
         tokens[row, longest - len(prompt) :] = torch.tensor(prompt)

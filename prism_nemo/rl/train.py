@@ -79,12 +79,20 @@ def check(config: RLConfig) -> list[Task]:
         raise InputError("parallel.sequence_parallel: responses have any length; RL runs without it")
     if config.rollout.group_size < 2:
         raise InputError("rollout.group_size: a group of fewer than 2 responses has no relative advantage")
-    if not 0.0 < config.rollout.top_p <= 1.0:
-        raise InputError(f"rollout.top_p: {config.rollout.top_p} is not in (0, 1]")
+    if config.rollout.temperature != 1.0 or config.rollout.top_p != 1.0:
+        # The loss compares log-probabilities of the policy itself with those of the sampler; tokens drawn from another
+        # distribution would get an importance weight that does not know of it.
+        raise InputError(
+            f"rollout.temperature {config.rollout.temperature}, rollout.top_p {config.rollout.top_p}: training needs "
+            "samples of the policy itself, temperature 1 and top_p 1"
+        )
+    if config.rollout.max_new_tokens >= architecture.max_position_embeddings:
+        raise InputError(
+            f"rollout.max_new_tokens {config.rollout.max_new_tokens} leaves no room for a prompt within the model's "
+            f"{architecture.max_position_embeddings} positions"
+        )
     if config.grpo.kl_beta < 0:
         raise InputError(f"grpo.kl_beta: {config.grpo.kl_beta} is negative; 0 means no KL term")
-    if config.rollout.temperature <= 0:
-        raise InputError("rollout.temperature: must be positive; greedy samples of one prompt are all equal")
     vocab = load_tokenizer(config.tokenizer).vocab_size
     if vocab > architecture.vocab_size:
         raise InputError(f"{config.tokenizer}: {vocab} tokens, but the model has {architecture.vocab_size}")

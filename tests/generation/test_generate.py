@@ -16,6 +16,7 @@ from generation_workers import (
     first_tokens,
     generate_over_pipeline,
     in_one_process,
+    lengths,
     repeats,
     stopped_at_each_place,
 )
@@ -179,6 +180,12 @@ def test_nucleus_keeps_the_smallest_set_with_the_token_that_crosses(top_p: float
     assert set(inside[0].isfinite().nonzero()[:, 0].tolist()) == kept
     assert inside[1].isfinite().sum() == len(kept)  # each row has its own set
     assert inside[0][inside[0].isfinite()].tolist() == logits[0][inside[0].isfinite()].tolist()
+
+
+def test_a_response_that_cannot_fit_is_refused(models: list[Path]) -> None:
+    """Beyond its positions a model computes something, and nothing that it was trained for."""
+    with pytest.raises(InputError, match=r"a prompt of 3 tokens and max_new_tokens \d+ do not fit"):
+        launch(in_one_process, str(models[0]), lengths, [[1, 2, 3]], 100_000, 0)
 
 
 def test_pipeline_parallel_models_are_refused(models: list[Path]) -> None:
