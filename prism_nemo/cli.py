@@ -60,6 +60,8 @@ def quickstart(
     from prism_nemo.quickstart.settings import PocketSettings
 
     family_named(family)
+    if family != "llama":
+        raise InputError(f"--family '{family}': there is no pocket-size setting for it; choose llama")
     summary = Quickstart(out, PocketSettings(), _say).run()
     lines = [f"{'holds' if c['holds'] else 'does NOT hold'}: {c['claim']} ({c['detail']})" for c in summary["expected"]]
     lines.append(f"{summary['seconds']:.0f} s, {summary['peak_rss_gb']:.1f} GB; open {out / 'report.html'}")

@@ -13,30 +13,27 @@ from prism_nemo.data.blend import held_out_rows
 from prism_nemo.errors import InputError
 from prism_nemo.models.build import build_model
 from prism_nemo.models.forward import hidden_states
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import Runtime, start, stop
 
 
-def pooled_states(checkpoint: Path, tokens: torch.Tensor, batch_size: int = 32) -> list[torch.Tensor]:
+def pooled_states(checkpoint: Path, tokens: torch.Tensor, runtime: Runtime, batch_size: int = 32) -> list[torch.Tensor]:
     """Residual stream of one checkpoint, averaged over each row's tokens.
-
-    Must run inside a process group of one (see `prism_nemo.runtime.start`).
 
     Args:
         checkpoint: Native checkpoint.
         tokens: [rows, seq_length].
+        runtime: Of one process.
         batch_size: Rows per forward pass.
 
     Returns:
         num_layers + 1 tensors of [rows, hidden], the embedding first.
     """
-    runtime = start(ParallelConfig(), seed=0)
     model = build_model(read_architecture(checkpoint), runtime)
     load(checkpoint, model)
     parts = [
         [state.float().mean(dim=1).cpu() for state in hidden_states(model, rows.to(runtime.device))]
         for rows in tokens.split(batch_size)
     ]
-    stop()
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
@@ -57,7 +54,10 @@ def compare_activations(pairs: list[tuple[str, str]], data: str, source: str, ro
         InputError: If the two have different depths or vocabularies.
     """
     tokens, _ = held_out_rows(data, source, seq_length, rows)
-    states = {name: pooled_states(Path(name), tokens) for name in sorted({n for pair in pairs for n in pair})}
+    runtime = start(ParallelConfig(), seed=0)
+    names = sorted({name for pair in pairs for name in pair})
+    states = {name: pooled_states(Path(name), tokens, runtime) for name in names}
+    stop()
     results = []
     for a, b in pairs:
         if len(states[a]) != len(states[b]):

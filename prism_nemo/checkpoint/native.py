@@ -76,19 +76,19 @@ def save(
     names = [str(temporary_name(final))]
     dist.broadcast_object_list(names, src=0)
     temporary = Path(names[0])
-    problem = [None]
+    problem: list[str | None] = [None]
     if main:
         if final.exists():
-            problem = [f"{final}: already exists; remove it or choose another name"]  # type: ignore[list-item]
+            problem = [f"{final}: already exists; remove it or choose another name"]
         else:
             remove_leftovers(final)
             try:
                 temporary.mkdir(parents=True)
             except OSError as error:
-                problem = [f"{temporary}: cannot be created: {error.strerror}"]  # type: ignore[list-item]
+                problem = [f"{temporary}: cannot be created: {error.strerror}"]
     dist.broadcast_object_list(problem, src=0)
     if problem[0]:
-        raise InputError(str(problem[0]))
+        raise InputError(problem[0])
     metadata = _metadata()
     content: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     if optimizer is not None:

@@ -19,7 +19,7 @@ from prism_nemo.models.build import GPT, build_model
 from prism_nemo.models.forward import positions
 from prism_nemo.rl.rewards.task import task_named
 from prism_nemo.rl.rollout import Rollout, roll_out
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import gather, start, stop
 
 
 @dataclass
@@ -27,8 +27,8 @@ class EvaluationConfig:
     """What to measure. Questions come from `split`; every checkpoint gets the same ones.
 
     Attributes:
-        retention: Folder of built data and source name of held-out general text.
-        domains: More held-out sources, for losses per domain.
+        data: Folder of built data; needed for `retention`.
+        retention: Name of a held-out source of general text in it, or None for no retention loss.
     """
 
     tokenizer: str
@@ -44,15 +44,6 @@ class EvaluationConfig:
     seed: int = 7
     samples_kept: int = 3
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-
-def _gather(rollouts: list[Rollout]) -> list[Rollout]:
-    group = parallel_state.get_data_parallel_group()
-    if group.size() == 1:
-        return rollouts
-    parts: list[Any] = [None] * group.size()
-    dist.all_gather_object(parts, rollouts, group=group)
-    return [rollout for part in parts for rollout in part]
 
 
 def _accuracy(model: GPT, config: EvaluationConfig, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -72,7 +63,7 @@ def _accuracy(model: GPT, config: EvaluationConfig, name: str) -> tuple[dict[str
         for first in range(0, len(mine), config.batch_size):
             seed = (config.seed * 1009 + first) * 1009 + rank
             found += roll_out(model, mine[first : first + config.batch_size], {name: task}, tokenizer, rollout, seed)
-        found = _gather(found)
+        found = [rollout for part in gather(found) for rollout in part]
         right = int(sum(r.score.reward for r in found))
         bounds = wilson_interval(right, len(found))
         interval = [bounds.low, bounds.high]

@@ -7,24 +7,18 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from prism_nemo.checkpoint.native import TrainState
 from prism_nemo.rl.grpo import live_groups
 from prism_nemo.rl.rollout import Rollout
 from prism_nemo.run import RunDirectory
+from prism_nemo.runtime import gather
 
 
 def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     """Sum over data-parallel ranks."""
-    group = parallel_state.get_data_parallel_group()
-    gathered: list[Any] = [values]
-    if group.size() > 1:
-        gathered = [None] * group.size()
-        dist.all_gather_object(gathered, values, group=group)
     total: dict[str, float] = defaultdict(float)
-    for part in gathered:
+    for part in gather(values):
         for name, value in part.items():
             total[name] += value
     return total

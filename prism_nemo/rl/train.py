@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,19 +10,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from prism_nemo.checkpoint.native import (
-    TrainState,
-    find_latest,
-    load,
-    read_architecture,
-    remove_old,
-    save,
-    set_aside_damaged,
-    step_directory,
-)
-from prism_nemo.config import RLConfig, check_positive
+from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.config import RLConfig
 from prism_nemo.data.tokenizer import load_tokenizer
-from prism_nemo.errors import InputError, StoppedEarly
+from prism_nemo.errors import InputError
 from prism_nemo.models.build import GPT, build_model
 from prism_nemo.models.forward import positions
 from prism_nemo.rl.grpo import group_advantages, policy_loss
@@ -34,7 +24,8 @@ from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import start, stop
 from prism_nemo.training.guards import StopRequest, check_finite
 from prism_nemo.training.progress import Progress
-from prism_nemo.training.schedule import check_schedule, learning_rate
+from prism_nemo.training.schedule import learning_rate
+from prism_nemo.training.stage import begin, check_stage, end_step
 from prism_nemo.training.trainer import Trainer
 
 # fp32 log-probabilities of sampler and trainer differ by rounding, 1e-6 per token; a wrong position, mask or cache
@@ -48,20 +39,7 @@ def check(config: RLConfig) -> list[Task]:
     Raises:
         InputError: Naming the key and what would work.
     """
-    check_positive(
-        config,
-        "parallel.tensor_model_parallel_size",
-        "parallel.pipeline_model_parallel_size",
-        "parallel.data_parallel_size",
-        "checkpoint.save_interval",
-        "checkpoint.keep",
-        "train_steps",
-        "micro_batch_size",
-        "log_interval",
-        "rollout.prompts_per_step",
-        "rollout.max_new_tokens",
-    )
-    check_schedule(config.schedule)
+    check_stage(config, "rollout.prompts_per_step", "rollout.max_new_tokens")
     if not config.tasks:
         raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
     tasks = [task_named(name) for name in config.tasks]
@@ -187,23 +165,14 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         architecture.max_position_embeddings,
         config.use_distributed_optimizer,
     )
-    latest = find_latest(run.checkpoints)
-    set_aside_damaged(run.checkpoints, latest)
-    state = TrainState()
-    if latest is not None:
-        state = load(latest, trainer.raw, trainer.optimizer)
-    else:
-        load(Path(config.init_from), trainer.raw)
-        trainer.optimizer.reload_model_params()
+    state, saved = begin("rl", config, run, trainer)
     reference = _Reference(trainer, Path(config.init_from)) if config.grpo.kl_beta > 0 else None
-    run.begin("rl", config, [config.init_from], state.step)
-    run.truncate_metrics(state.step)
 
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), config.parallel.data_parallel_size
     share = config.rollout.prompts_per_step // dp_size
     group = config.rollout.group_size
     progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
-    first_step, saved, reward = state.step, latest, last_value(run.metrics_path, "reward")
+    first_step, reward = state.step, last_value(run.metrics_path, "reward")
 
     def forward_step(batches: Iterator[PolicyBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         batch = next(batches)
@@ -218,7 +187,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
 
         return logprobs, loss_of
 
-    with StopRequest(config.max_seconds) as request:
+    with StopRequest(config.max_seconds, runtime.device) as request:
         while state.step < config.train_steps:
             began = time.perf_counter()
             step = state.step
@@ -257,18 +226,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             length = means["response_tokens"] / means["responses"]
             speed = state.consumed_samples / state.seconds
             progress.update(state.step, f"reward {reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
-            stopping = state.step < config.train_steps and request.agreed()
-            if stopping or state.step % config.checkpoint.save_interval == 0 or state.step == config.train_steps:
-                saved = step_directory(run.checkpoints, state.step)
-                save(saved, trainer.raw, architecture, trainer.optimizer, copy.copy(state), {"stage": stage})
-                if runtime.is_main:
-                    remove_old(run.checkpoints, config.checkpoint.keep)
-            if stopping:
-                stop()
-                raise StoppedEarly(
-                    f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}); "
-                    "saved, run the same command again to continue"
-                )
+            saved = end_step(stage, config, run, trainer, state, request) or saved
     stop()
     return {"step": state.step, "reward": reward, "seconds": state.seconds, "checkpoint": str(saved)}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
 from prism_nemo.quiet import quiet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,17 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
         dtype=dtype or (torch.bfloat16 if cuda else torch.float32),
         transformer_engine=te,
     )
+
+
+def gather(value: T) -> list[T]:
+    """The values of all data-parallel ranks, in their order, on each of them."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_data_parallel_group()
+    values = [value] * group.size()
+    if group.size() > 1:
+        dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def stop() -> None:

@@ -19,7 +19,8 @@ class StopRequest:
     All ranks must stop at the same step, so the answer is agreed on with one small all-reduce.
     """
 
-    def __init__(self, max_seconds: float | None) -> None:
+    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
+        self.device = device
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self.reason: str | None = None
         self._previous: dict[int, object] = {}
@@ -44,9 +45,7 @@ class StopRequest:
             self.reason = self.reason or "time limit"
         if dist.get_world_size() == 1:
             return self.reason is not None
-        flag = torch.tensor([float(self.reason is not None)])
-        if torch.cuda.is_available():
-            flag = flag.cuda()
+        flag = torch.tensor([float(self.reason is not None)], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         stop = bool(flag.item())
         if stop:

@@ -11,24 +11,16 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from prism_nemo.checkpoint.native import (
-    TrainState,
-    find_latest,
-    load,
-    read_architecture,
-    remove_old,
-    save,
-    set_aside_damaged,
-    step_directory,
-)
-from prism_nemo.config import MidtrainConfig, check_positive
-from prism_nemo.errors import InputError, StoppedEarly
+from prism_nemo.checkpoint.native import read_architecture
+from prism_nemo.config import MidtrainConfig
+from prism_nemo.errors import InputError
 from prism_nemo.models.family import Architecture, architecture_from_hf
 from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import start, stop
 from prism_nemo.training.guards import StopRequest, check_finite
 from prism_nemo.training.progress import Progress
-from prism_nemo.training.schedule import check_schedule, learning_rate
+from prism_nemo.training.schedule import learning_rate
+from prism_nemo.training.stage import begin, check_stage, end_step
 from prism_nemo.training.trainer import Trainer
 
 Batch = dict[str, torch.Tensor]
@@ -46,22 +38,7 @@ def check(config: MidtrainConfig) -> Architecture:
     from prism_nemo.data.blend import held_out_rows
     from prism_nemo.data.manifest import load_manifest
 
-    check_positive(
-        config,
-        "parallel.tensor_model_parallel_size",
-        "parallel.pipeline_model_parallel_size",
-        "parallel.data_parallel_size",
-        "checkpoint.save_interval",
-        "checkpoint.keep",
-        "train_steps",
-        "micro_batch_size",
-        "log_interval",
-        "seq_length",
-        "global_batch_size",
-        "eval_interval",
-        "data.validation_rows",
-    )
-    check_schedule(config.schedule)
+    check_stage(config, "seq_length", "global_batch_size", "eval_interval", "data.validation_rows")
     if (config.init_from is None) == (config.model is None):
         raise InputError("give either init_from (a checkpoint) or model (a configuration to train from scratch)")
     if config.init_from is not None:
@@ -180,17 +157,7 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
     trainer = Trainer(
         architecture, runtime, config.optimizer, config.seq_length, config.use_distributed_optimizer, **overrides
     )
-    latest = find_latest(run.checkpoints)
-    set_aside_damaged(run.checkpoints, latest)
-    state = TrainState()
-    if latest is not None:
-        state = load(latest, trainer.raw, trainer.optimizer)
-    elif config.init_from is not None:
-        load(Path(config.init_from), trainer.raw)
-        trainer.optimizer.reload_model_params()
-    run.begin("midtrain", config, [config.init_from] if config.init_from else [], state.step)
-    run.truncate_metrics(state.step)
-
+    state, saved = begin("midtrain", config, run, trainer)
     blend = build_blend(
         config.data.path,
         seq_length=config.seq_length,
@@ -208,17 +175,9 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
     )
     progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
     loss = last_value(run.metrics_path, "loss")
-    saved = latest
-
-    def checkpoint() -> Path:
-        path = step_directory(run.checkpoints, state.step)
-        save(path, trainer.raw, architecture, trainer.optimizer, state, {"stage": stage})
-        if runtime.is_main:
-            remove_old(run.checkpoints, config.checkpoint.keep)
-        return path
 
     stream = _to(runtime.device, batches)
-    with StopRequest(config.max_seconds) as request:
+    with StopRequest(config.max_seconds, runtime.device) as request:
         while state.step < config.train_steps:
             began = time.perf_counter()
             lr = learning_rate(config.schedule, config.optimizer.lr, state.step, config.train_steps)
@@ -250,15 +209,7 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
             source = config.data.validation_source
             if source is not None and (state.step % config.eval_interval == 0 or state.step == config.train_steps):
                 run.log({"step": state.step, "validation_loss": validate(trainer, config, source)})
-            stopping = state.step < config.train_steps and request.agreed()
-            if stopping or state.step % config.checkpoint.save_interval == 0 or state.step == config.train_steps:
-                saved = checkpoint()
-            if stopping:
-                stop()
-                raise StoppedEarly(
-                    f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}); "
-                    "saved, run the same command again to continue"
-                )
+            saved = end_step(stage, config, run, trainer, state, request) or saved
     stop()
     return {
         "step": state.step,

@@ -31,12 +31,10 @@ class StepResult:
     Attributes:
         sums: Sum over tokens of each value that the loss function returned.
         grad_norm: Norm of the averaged gradient, before clipping.
-        skipped: Whether the optimizer refused the update (overflow in mixed precision).
     """
 
     sums: dict[str, float]
     grad_norm: float
-    skipped: bool
 
 
 class Trainer:
@@ -138,17 +136,9 @@ class Trainer:
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = self._schedule(
-            forward_step_func=forward_step,
-            data_iterator=batches,
-            model=[self.model],
-            num_microbatches=micro_batches,
-            seq_length=seq_length,
-            micro_batch_size=micro_batch_size,
-            forward_only=False,
-        )
-        updated, grad_norm, _ = self.optimizer.step()
-        return StepResult(total(reports), float(grad_norm or 0.0), not updated)
+        sums = self._run(forward_step, batches, micro_batches, micro_batch_size, seq_length, forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        return StepResult(sums, float(grad_norm or 0.0))
 
     @torch.no_grad()
     def evaluate(
@@ -161,6 +151,19 @@ class Trainer:
     ) -> dict[str, float]:
         """The same sums without gradients."""
         self.model.eval()
+        sums = self._run(forward_step, batches, micro_batches, micro_batch_size, seq_length, forward_only=True)
+        self.model.train()
+        return sums
+
+    def _run(
+        self,
+        forward_step: ForwardStep,
+        batches: Iterator[Any],
+        micro_batches: int,
+        micro_batch_size: int,
+        seq_length: int,
+        forward_only: bool,
+    ) -> dict[str, float]:
         reports = self._schedule(
             forward_step_func=forward_step,
             data_iterator=batches,
@@ -168,13 +171,12 @@ class Trainer:
             num_microbatches=micro_batches,
             seq_length=seq_length,
             micro_batch_size=micro_batch_size,
-            forward_only=True,
+            forward_only=forward_only,
         )
-        self.model.train()
-        return total(reports)
+        return total(reports, self.runtime.device)
 
 
-def total(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+def total(reports: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, float]:
     """Add up the micro-batches' reports over data-parallel ranks, and give them to every pipeline stage."""
     last_stage = parallel_state.is_pipeline_last_stage()
     names = [sorted(reports[0])] if last_stage else [None]
@@ -183,7 +185,6 @@ def total(reports: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     if pp_group.size() > 1:
         dist.broadcast_object_list(names, src=source, group=pp_group)
     keys = names[0] or []
-    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     values = torch.zeros(len(keys), dtype=torch.float64, device=device)
     if last_stage:
         for report in reports:
