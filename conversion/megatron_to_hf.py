@@ -1,4 +1,8 @@
-"""Native checkpoint to Hugging Face folder: ``python conversion/megatron_to_hf.py CKPT --out HF_DIR``."""
+"""Native checkpoint to Hugging Face folder.
+
+python conversion/megatron_to_hf.py CKPT --out HF_DIR
+torchrun --nproc-per-node 2 conversion/megatron_to_hf.py CKPT --out HF_DIR
+"""
 
 import sys
 

@@ -1,4 +1,8 @@
-"""Forward both models and compare: ``python conversion/verify.py HF_DIR CKPT --tp 2``."""
+"""Compare weights and forward both models.
+
+python conversion/verify.py HF_DIR CKPT
+torchrun --nproc-per-node 2 conversion/verify.py HF_DIR CKPT --tp 2
+"""
 
 import sys
 

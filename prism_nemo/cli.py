@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,45 +73,100 @@ def data_build(
     mixture: Annotated[Path, typer.Argument(help="Mixture YAML.")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json or a Hugging Face folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 takes as many as there are cores.")] = 0,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n, i from 0: one task of a Slurm array; run once without it to join.")
+    ] = None,
+    keep_parts: Annotated[
+        bool, typer.Option("--keep-parts", help="Keep what a later build needs to redo only changed stretches.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder: refuse a tokenizer with more tokens than the model.")
+    ] = None,
 ) -> None:
-    """Tokenise the sources of a mixture into Megatron's indexed datasets."""
-    from prism_nemo.data.build import build_mixture
+    """Read, filter, deduplicate, decontaminate and tokenise a mixture into Megatron's indexed datasets."""
+    from prism_nemo.data.build import build_mixture, build_shard
     from prism_nemo.data.mixture import load_mixture
-    from prism_nemo.data.tokenizer import load_tokenizer
+    from prism_nemo.data.progress import show_progress
+    from prism_nemo.data.tokenizer import check_vocabulary, load_tokenizer
 
-    manifest = build_mixture(load_mixture(mixture), load_tokenizer(tokenizer), out, progress=_say)
+    part = _shard(shard)
+    plan, encoder = load_mixture(mixture), load_tokenizer(tokenizer)
+    if model is not None:
+        check_vocabulary(encoder, model)
+    workers = workers or len(os.sched_getaffinity(0))
+    with show_progress(_say) as (say, watch):
+        if part is not None:
+            build_shard(plan, encoder, out, part, progress=say, workers=workers, watch=watch)
+            return
+        manifest = build_mixture(plan, encoder, out, progress=say, workers=workers, keep_parts=keep_parts, watch=watch)
     tokens = sum(source.tokens for source in manifest.sources)
-    typer.echo(f"{out}: {len(manifest.sources)} sources, {tokens:,} tokens")
+    typer.echo(
+        f"{out}: {len(manifest.sources)} sources, {tokens:,} tokens; look at it with: prism-nemo data show {out}"
+    )
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if match is None:
+        raise InputError(f"--shard '{text}': expected i/n, such as 0/8")
+    return int(match[1]), int(match[2])
 
 
 @data_app.command("show")
 def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder written by `data build`.")],
     tokens: Annotated[float, typer.Option(help="Tokens that a run would train on; default one pass of all.")] = 0,
+    seq_length: Annotated[int, typer.Option(help="Tokens per sample.")] = 8192,
     as_json: Json = False,
 ) -> None:
-    """Realised mixture and epochs per source."""
-    from prism_nemo.data.build import describe, load_manifest
+    """Documents, tokens, planned and realised shares and epochs; refuses a run that repeats a source too often."""
+    from rich.console import Console
 
-    manifest = load_manifest(folder)
-    rows = describe(manifest, tokens or sum(s.tokens for s in manifest.sources if s.weight > 0))
-    lines = [f"{'source':<24} {'domain':<10} {'share':>7} {'tokens':>15} {'epochs':>8}"]
-    for r in rows:
-        lines.append(f"{r.name:<24} {r.domain:<10} {r.share:>6.1%} {r.available_tokens:>15,} {r.epochs:>8.2f}")
-    _print([asdict(r) for r in rows], as_json, "\n".join(lines))
+    from prism_nemo.data.build import load_manifest
+    from prism_nemo.data.show import MIN_WIDTH, show, tree
+
+    view = show(load_manifest(folder), tokens, seq_length)
+    if as_json:
+        typer.echo(json.dumps(view))
+    else:
+        console = Console(highlight=False)
+        console.width = max(console.width, MIN_WIDTH)
+        console.print(tree(view))
+    if view["refused"] is not None:
+        raise InputError(f"{folder}: the run would repeat sources too often: {view['refused']}")
 
 
 @app.command("import")
 def import_(
-    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder, or a model of the hub such as org/name.")],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     tp: Tp = 1,
     pp: Pp = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse weights that are NaN or infinite.")] = False,
+    dt_floor: Annotated[
+        float | None, typer.Option(help="nemotron_h only: smallest step size of the Mamba mixers; default none.")
+    ] = None,
 ) -> None:
-    """Hugging Face folder to native checkpoint (loads at any layout)."""
-    from prism_nemo.checkpoint.convert import import_hf
+    """Hugging Face folder to native checkpoint (loads at any layout), types kept."""
+    from prism_nemo.checkpoint.convert import import_hf, refuse_existing
+    from prism_nemo.checkpoint.hub import local_folder, source_name
+    from prism_nemo.checkpoint.native import read_architecture
+    from prism_nemo.models.catalog_view import catalog_notes
 
-    import_hf(hf_dir, out, _layout(tp, pp))
+    refuse_existing(out)
+    folder = local_folder(hf_dir)
+    report = import_hf(folder, out, _layout(tp, pp), strict, dt_floor, source_name(hf_dir, folder))
+    if not _is_main():
+        return
+    for name in report.not_finite:
+        _say(f"prism-nemo: warning: tensor '{name}' holds NaN or infinity")
+    if report.skipped:
+        _say(f"prism-nemo: {len(report.skipped)} buffers that are no weights were left out: {report.skipped[0]}, ...")
+    for note in catalog_notes(read_architecture(out)):
+        _say(f"prism-nemo: {note}")
     typer.echo(f"{out}: imported from {hf_dir}; check it with: prism-nemo verify {hf_dir} {out}")
 
 
@@ -119,42 +174,90 @@ def import_(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
     out: Annotated[Path, typer.Option(help="Hugging Face folder to write.")],
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose tokenizer files are copied.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose tokenizer files are copied; default those that came with the import."),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Size of a file, such as 5GB or 500MB.")] = "5GB",
+    push_to: Annotated[str | None, typer.Option(help="Upload to the hub as org/name (made private if new).")] = None,
 ) -> None:
     """Native checkpoint to Hugging Face folder."""
     import torch
 
     from prism_nemo.checkpoint.convert import export_hf
+    from prism_nemo.checkpoint.hub import prepare_upload, upload
+    from prism_nemo.checkpoint.native import read_architecture
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in dtypes:
         raise InputError(f"--dtype '{dtype}' is unknown; choose one of {', '.join(dtypes)}")
     if tokenizer is not None and not tokenizer.is_dir():
         raise InputError(f"--tokenizer {tokenizer}: no such folder")
-    export_hf(checkpoint, out, dtypes[dtype], tokenizer)
+    limit = _size(max_shard_size)
+    if push_to is not None and _is_main():
+        read_architecture(checkpoint)
+        prepare_upload(push_to)
+    export_hf(checkpoint, out, dtypes[dtype] if dtype else None, tokenizer, limit)
+    if not _is_main():
+        return
+    if push_to is not None:
+        upload(out, push_to)
     typer.echo(f"{out}: exported from {checkpoint}; check it with: prism-nemo verify {out} {checkpoint}")
+
+
+def _is_main() -> bool:
+    """Whether this process, of those that torchrun or Slurm started, is the one that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _size(text: str) -> int:
+    """Bytes of a size such as ``5GB`` (powers of ten, as the hub counts)."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise InputError(f"--max-shard-size '{text}': expected a size such as 5GB or 500MB")
+    return size
 
 
 @app.command()
 def verify(
-    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder, or a model of the hub such as org/name.")],
     checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
     tp: Tp = 1,
     pp: Pp = 1,
+    card: Annotated[Path | None, typer.Option(help="Verification card (YAML) to write or to add to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Forward both models on the same tokens and compare logits (fp32)."""
-    from prism_nemo.checkpoint.convert import verify as run_verify
+    """Compare every weight bit for bit, then forward both models on the same tokens (fp32)."""
+    from prism_nemo.checkpoint.card import read_card, write_card
+    from prism_nemo.checkpoint.hub import local_folder
+    from prism_nemo.checkpoint.native import read_architecture
+    from prism_nemo.checkpoint.verification import verify as run_verify
 
-    result = run_verify(hf_dir, checkpoint, _layout(tp, pp))
-    verdict = "equal within tolerance" if result.passed else "DIFFERENT"
-    _print(
-        {**asdict(result), "passed": result.passed},
-        as_json,
-        f"largest logit difference {result.max_abs_logit_diff:.2e} (tolerance {result.tolerance:.1e}, logit std "
-        f"{result.logit_std:.2f}, same top token {result.argmax_agreement:.1%} of {result.tokens}): {verdict}",
-    )
+    if card is not None:
+        read_card(card)
+    result = run_verify(local_folder(hf_dir), checkpoint, _layout(tp, pp))
+    if _is_main():
+        if card is not None:
+            # Names, not paths: a card is read on other machines.
+            command = f"prism-nemo verify {hf_dir.name} {checkpoint.name} --tp {tp} --pp {pp} --card {card.name}"
+            family = read_architecture(checkpoint).family
+            write_card(card, card.stem, family, result, _layout(tp, pp), command)
+        weights = f"{len(result.different_tensors)} of {result.tensors} tensors differ"
+        if result.different_tensors:
+            weights += f" ({', '.join(result.different_tensors[:3])})"
+        if result.cast:
+            weights += f" after {', '.join(result.cast)}"
+        verdict = "equal within tolerance" if result.passed else "DIFFERENT"
+        lines = [
+            f"{weights}; logits differ by {result.rms_logit_diff:.1e} rms (tolerance {result.rms_tolerance:.1e}) and "
+            f"{result.max_abs_logit_diff:.1e} at most (tolerance {result.tolerance:.1e}; logit std "
+            f"{result.logit_std:.2f}, same top token {result.argmax_agreement:.1%} of {result.tokens}): "
+            f"{verdict}",
+            *(f"note: {note}" for note in result.notes),
+        ]
+        _print(result.to_dict(), as_json, "\n".join(lines))
     if not result.passed:
         raise PrismError(f"{checkpoint} does not compute the same function as {hf_dir}")
 
@@ -204,6 +307,26 @@ def _stage(function: Any, config: Any, name: str) -> None:
         result = launch(function, config, name, processes=config.parallel.world_size)
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(json.dumps(result))
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Short name or Hub id; all if none is given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The models that this project is made for: sizes, layouts that fit, and what is not sure about them."""
+    from rich.console import Console
+
+    from prism_nemo.models.catalog import CATALOG, find
+    from prism_nemo.models.catalog_view import MIN_WIDTH, detail, overview, to_dict
+
+    model = find(name) if name is not None else None
+    if as_json:
+        typer.echo(json.dumps([to_dict(m) for m in CATALOG.values()] if model is None else to_dict(model)))
+    else:
+        console = Console(highlight=False)
+        console.width = max(console.width, MIN_WIDTH)
+        console.print(overview(CATALOG.values()) if model is None else detail(model))
 
 
 @app.command("eval")

@@ -22,11 +22,12 @@ from prism_nemo.errors import InputError, PrismError, StoppedEarly
 # Verb: its arguments, then its options. Changing a line here is changing the contract with users and their scripts.
 SURFACE = {
     "quickstart": "--out --family --json",
-    "data build": "MIXTURE --tokenizer --out",
-    "data show": "FOLDER --tokens --json",
-    "import": "HF_DIR --out --tp --pp",
-    "export": "CHECKPOINT --out --dtype --tokenizer",
-    "verify": "HF_DIR CHECKPOINT --tp --pp --json",
+    "data build": "MIXTURE --tokenizer --out --workers --shard --keep-parts --model",
+    "data show": "FOLDER --tokens --seq-length --json",
+    "import": "HF_DIR --out --tp --pp --strict --dt-floor",
+    "export": "CHECKPOINT --out --dtype --tokenizer --max-shard-size --push-to",
+    "models": "[NAME] --json",
+    "verify": "HF_DIR CHECKPOINT --tp --pp --card --json",
     "midtrain": "RECIPE [OVERRIDES]",
     "rl": "RECIPE [OVERRIDES]",
     "eval": "CHECKPOINT --tokenizer --suite --questions --split --json",
@@ -120,6 +121,38 @@ def test_json_is_the_only_thing_on_standard_output(imported: tuple[Path, Path], 
     assert json.loads(out)["passed"] is True
 
 
+def test_weights_that_are_not_numbers_are_named(
+    imported: tuple[Path, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    edited_copy(imported[0], tmp_path / "nan", tensors=lambda t: t["lm_head.weight"][3].fill_(float("nan")))
+    code, _, err = run("import", "nan", "--out", "checkpoint")
+    assert code == 0
+    assert err.splitlines() == ["prism-nemo: warning: tensor 'lm_head.weight' holds NaN or infinity"]
+
+
+def test_export_pushes_what_it_wrote(
+    imported: tuple[Path, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("prism_nemo.checkpoint.hub.prepare_upload", lambda name: calls.append(("prepare", name)))
+
+    def upload(folder: Path, name: str) -> None:
+        calls.append(("upload", name, (folder / "config.json").is_file()))
+
+    monkeypatch.setattr("prism_nemo.checkpoint.hub.upload", upload)
+    code, _, err = run("export", imported[1], "--out", tmp_path / "out", "--push-to", "org/name")
+    assert code == 0, err
+    assert calls == [("prepare", "org/name"), ("upload", "org/name", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5kb", 1500), ("7", 7), (" 2 TB ", 2 * 10**12)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert cli._size(text) == size
+
+
 WRONG: list[tuple[list[str], str]] = [
     (["import", "{missing}", "--out", "{new}"], "{missing}/config.json: no such file"),
     (["import", "{hf}", "--out", "{hf}"], "{hf}: already exists"),
@@ -130,6 +163,19 @@ WRONG: list[tuple[list[str], str]] = [
     (["export", "{checkpoint}", "--out", "{hf}"], "{hf}: already exists"),
     (["export", "{checkpoint}", "--out", "{new}", "--dtype", "int4"], "--dtype 'int4' is unknown"),
     (["export", "{checkpoint}", "--out", "{new}", "--tokenizer", "{missing}"], "--tokenizer {missing}: no such folder"),
+    (
+        ["export", "{checkpoint}", "--out", "{new}", "--max-shard-size", "big"],
+        "--max-shard-size 'big': expected a size",
+    ),
+    (["export", "{checkpoint}", "--out", "{new}", "--max-shard-size", "0GB"], "--max-shard-size '0GB'"),
+    (["export", "{checkpoint}", "--out", "{new}", "--push-to", "name"], "--push-to 'name': expected a name such as"),
+    (
+        ["import", "org/no-such-model", "--out", "{new}"],
+        "org/no-such-model: no such folder, and as a Hugging Face model",
+    ),
+    (["import", "{hf}", "--out", "{new}", "--dt-floor", "0.1"], "--dt-floor is for the nemotron_h family"),
+    (["import", "{nan}", "--out", "{new}", "--strict"], "tensor 'lm_head.weight' holds NaN or infinity"),
+    (["verify", "{hf}", "{checkpoint}", "--card", "{list}"], "not a verification card"),
     (["verify", "{hf}", "{hf}"], "{hf}: not a complete prism-nemo checkpoint"),
     (["verify", "{missing}", "{checkpoint}"], "{missing}/config.json: no such file"),
     (["midtrain", "{missing}.py"], "{missing}.py: no such file"),
@@ -169,11 +215,15 @@ def test_wrong_input_ends_with_2_and_one_message(
     hf, checkpoint = imported
     cut = edited_copy(hf, tmp_path / "cut")
     os.truncate(cut / "model.safetensors", 10_000)
+    (tmp_path / "list.yaml").write_text("- not a card\n")
+    nan = edited_copy(hf, tmp_path / "nan", tensors=lambda t: t["lm_head.weight"][3].fill_(float("nan")))
     (tmp_path / "recipe.yaml").write_text("run_dir: r\n")
     names = {
         "hf": hf,
         "checkpoint": checkpoint,
         "cut": cut,
+        "nan": nan,
+        "list": tmp_path / "list.yaml",
         "missing": tmp_path / "missing",
         "new": tmp_path / "new",
         "recipes": Path(__file__).parent.parent / "recipes",

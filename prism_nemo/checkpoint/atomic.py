@@ -51,10 +51,21 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         raise InputError(f"{final}: already exists; remove it or choose another name")
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     record = {**manifest, "files": {str(p.relative_to(temporary)): p.stat().st_size for p in files}}
-    path = temporary / MANIFEST
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    for file in [*files, path]:
-        _sync(file)
+    (temporary / MANIFEST).write_text(json.dumps(record, indent=2) + "\n")
+    publish_folder(temporary, final)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Bring a complete temporary directory to disk and give it its final name.
+
+    Raises:
+        InputError: If `final` exists.
+    """
+    if os.path.lexists(final):
+        raise InputError(f"{final}: already exists; remove it or choose another name")
+    # Files before the folders that name them.
+    for path in sorted(temporary.rglob("*"), key=lambda p: (p.is_dir(), -len(p.parts))):
+        _sync(path)
     _sync(temporary)
     os.rename(temporary, final)
     _sync(final.parent)

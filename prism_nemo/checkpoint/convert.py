@@ -1,222 +1,162 @@
-"""Import, export and verify: the functions behind the three commands."""
+"""Import and export: what the two commands check before any work, and how they start it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from prism_nemo.checkpoint.hf import HFReader, expand, table_of, write_hf
-from prism_nemo.checkpoint.native import load, read_architecture, save
+from prism_nemo.checkpoint.exporting import export_worker
+from prism_nemo.checkpoint.hf import BLOCK_BYTES, HFReader, blocks_of
+from prism_nemo.checkpoint.hf_writer import DEFAULT_SHARD_BYTES
+from prism_nemo.checkpoint.importing import ImportReport, fill_world, import_worker
+from prism_nemo.checkpoint.native import read_architecture
+from prism_nemo.checkpoint.placement import parameters_of
 from prism_nemo.config import ParallelConfig
-from prism_nemo.errors import InputError, PrismError
-from prism_nemo.models.family import Architecture, read_hf_config
+from prism_nemo.errors import InputError
+from prism_nemo.models.family import Architecture, read_hf_config, table_of
 from prism_nemo.models.names import actual_name
-from prism_nemo.runtime import start, stop
+from prism_nemo.models.weights import expand
 from prism_nemo.runtime.launch import launch
-
-# fp32 logits of two correct implementations differ by rounding only: each logit is a sum of `hidden` products whose
-# inputs went through `layers` blocks, measured at 1e-7 to 3e-6 on logits of standard deviation 0.05 to 0.7. A wrong
-# mapping, scalar or mask shows at 1e-3 and above. The tolerance scales with the logits, so that it means the same for
-# a model whose logits are large.
-RELATIVE_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Result of forwarding both models on the same tokens."""
-
-    max_abs_logit_diff: float
-    tolerance: float
-    logit_std: float
-    argmax_agreement: float
-    tokens: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether the largest difference is within the tolerance."""
-        return self.max_abs_logit_diff <= self.tolerance
 
 
 def load_hf_weights(model: torch.nn.Module, architecture: Architecture, reader: HFReader, tp_size: int) -> None:
-    """Fill this rank's parameters from a Hugging Face folder.
+    """Fill this rank's parameters from a Hugging Face folder, reading only the rows and columns that it holds.
 
     Raises:
         InputError: If a tensor is missing or has the wrong shape.
     """
     from megatron.core import parallel_state
 
-    parameters = dict(model.named_parameters())
     rank = parallel_state.get_tensor_model_parallel_rank()
-    local_layer = {layer.layer_number - 1: i for i, layer in enumerate(model.decoder.layers)}  # type: ignore[union-attr,arg-type]
-    filled = set()
-    for mapping, layer in expand(table_of(architecture, tp_size), architecture):
-        if layer is not None and layer not in local_layer:
-            continue
-        name, sources = mapping.at(layer)
-        target_name = mapping.at(local_layer[layer])[0] if layer is not None else name
-        # A tied output layer on the last pipeline stage is its own copy of the embedding.
-        names = [target_name]
-        if target_name == "embedding.word_embeddings.weight" and architecture.tied_embeddings:
-            names.append("output_layer.weight")
-        for target_name in (actual_name(n, parameters) for n in names):
-            if target_name not in parameters:
-                continue
-            full = mapping.to_megatron(tuple(reader.get(source) for source in sources))
-            part = mapping.shard(full, rank, tp_size)
-            target = parameters[target_name]
-            if part.shape != target.shape:
-                raise InputError(
-                    f"{reader.folder}: {', '.join(sources)} give shape {tuple(part.shape)}, but config.json implies "
-                    f"{tuple(target.shape)}"
-                )
-            with torch.no_grad():
-                target.copy_(part)
-            filled.add(target_name)
-    left = sorted(set(parameters) - filled)
-    if left:
-        raise PrismError(f"the weight table leaves parameters unfilled: {left[:3]}")
-
-
-def _import_worker(hf_dir: str, out: str, parallel: ParallelConfig) -> None:
-    from prism_nemo.models.build import build_model
-
-    runtime = start(parallel, seed=0)
-    architecture = read_hf_config(Path(hf_dir))
-    model = build_model(architecture, runtime)
-    load_hf_weights(model, architecture, HFReader(Path(hf_dir)), parallel.tensor_model_parallel_size)
-    save(Path(out), model, architecture, manifest={"imported_from": str(hf_dir)})
-    stop()
-
-
-def import_hf(hf_dir: Path, out: Path, parallel: ParallelConfig) -> None:
-    """Hugging Face folder to native checkpoint.
-
-    The layout decides only how the work is shared: the checkpoint loads at any layout.
-
-    Raises:
-        InputError: Before any work, for a folder, layout or output that cannot be used.
-    """
-    architecture = read_hf_config(hf_dir)
-    architecture.check_layout(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
-    HFReader(hf_dir).check(architecture)
-    if out.exists():
-        raise InputError(f"{out}: already exists; remove it or choose another name")
-    launch(_import_worker, str(hf_dir), str(out), parallel, processes=parallel.world_size)
+    for _, parameter, mapping, sources in parameters_of(model, architecture, tp_size):
+        if mapping.local_shape(rank, tp_size) != tuple(parameter.shape):
+            raise InputError(
+                f"{reader.folder}: {', '.join(sources)} give shape {mapping.local_shape(rank, tp_size)}, but the model "
+                f"has {tuple(parameter.shape)}"
+            )
+        dtype = reader.dtype(sources[0])
+        for first, rows in blocks_of(tuple(parameter.shape), dtype, BLOCK_BYTES):
+            target = parameter.data[first : first + rows]
+            direct = target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous()
+            block = target if direct else torch.empty((rows, *parameter.shape[1:]), dtype=dtype)
+            reader.read_part(mapping, sources, rank, tp_size, first, block)
+            if not direct:
+                target.copy_(block)
 
 
 def hf_tensors(model: torch.nn.Module, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
     """The model's weights under their Hugging Face names; the model must be whole on this rank (TP 1, PP 1)."""
     parameters = dict(model.named_parameters())
-    for mapping, layer in expand(table_of(architecture), architecture):
+    for mapping, layer in expand(table_of(architecture)):
         name, targets = mapping.at(layer)
         yield from zip(targets, mapping.to_hf(parameters[actual_name(name, parameters)].detach()), strict=True)
 
 
-def hf_config(architecture: Architecture, dtype: torch.dtype) -> dict[str, object]:
-    """``config.json`` of an export: as imported, with the dtype that was written."""
-    return {**architecture.hf_config, "dtype": str(dtype).removeprefix("torch.")}
+def run(worker: Callable[..., Any], *args: Any) -> Any:
+    """Run a worker, whose last argument is the layout, in the processes that torchrun or Slurm started.
+
+    Where there are none, they are started here.
+    """
+    layout = fill_world(args[-1])
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return worker(*args[:-1], layout)
+    return launch(worker, *args[:-1], layout, processes=layout.world_size)
 
 
-def _export_worker(checkpoint: str, out: str, dtype: torch.dtype, tokenizer: str | None) -> None:
-    from prism_nemo.models.build import build_model
+def import_hf(
+    hf_dir: Path,
+    out: Path,
+    parallel: ParallelConfig,
+    strict: bool = False,
+    dt_floor: float | None = None,
+    source: str = "",
+) -> ImportReport:
+    """Hugging Face folder to native checkpoint, in the types of the folder.
 
-    runtime = start(ParallelConfig(), seed=0, dtype=torch.float32)
-    architecture = read_architecture(Path(checkpoint))
-    model = build_model(architecture, runtime)
-    load(Path(checkpoint), model)
-    tensors = ((name, tensor.to(dtype)) for name, tensor in hf_tensors(model, architecture))
-    write_hf(tensors, hf_config(architecture, dtype), Path(out), Path(tokenizer) if tokenizer else None)
-    stop()
+    The layout decides only how the work is shared: the checkpoint loads at any layout.
 
+    Args:
+        hf_dir: The folder.
+        out: Directory to create.
+        parallel: The layout.
+        strict: Refuse NaN and infinity; otherwise the tensors that hold them are reported.
+        dt_floor: Smallest step size of the Mamba mixers (nemotron_h only); none if not given.
+        source: Where the folder came from, for the manifest; the folder itself if not given.
 
-def export_hf(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32, tokenizer: Path | None = None) -> None:
-    """Native checkpoint, saved at any layout, to a Hugging Face folder.
+    Returns:
+        What was found.
 
     Raises:
-        InputError: If the checkpoint is incomplete or `out` exists.
+        InputError: For a folder, layout, option or output that cannot be used; nothing was written.
+        PrismError: If writing failed; nothing is left.
     """
-    read_architecture(checkpoint)
-    if out.exists():
-        raise InputError(f"{out}: already exists; remove it or choose another folder")
-    launch(_export_worker, str(checkpoint), str(out), dtype, str(tokenizer) if tokenizer else None)
+    architecture = with_dt_floor(read_hf_config(hf_dir), dt_floor)
+    architecture.check_layout(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
+    HFReader(hf_dir).check(architecture)
+    refuse_existing(out)
+    record = {"imported_from": source or str(hf_dir), "dt_floor": dt_floor}
+    report: ImportReport = run(import_worker, str(hf_dir), str(out), architecture, strict, record, parallel)
+    return report
 
 
-def _verify_worker(
-    hf_dir: str, checkpoint: str, parallel: ParallelConfig, batch: int, length: int, seed: int
-) -> object:
-    from megatron.core import parallel_state
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
+def with_dt_floor(architecture: Architecture, dt_floor: float | None) -> Architecture:
+    """The architecture with a floor of the step size, also in the configuration that an export writes.
 
-    transformers_logging.disable_progress_bar()
-    from prism_nemo.models.build import build_model
-    from prism_nemo.models.forward import forward_logits
-
-    runtime = start(parallel, seed=0, dtype=torch.float32)
-    architecture = read_architecture(Path(checkpoint))
-    model = build_model(architecture, runtime, seq_length=length)
-    load(Path(checkpoint), model)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, architecture.vocab_size, (batch, length), generator=generator).to(runtime.device)
-    ours = forward_logits(model, tokens)
-    result = None
-    if ours is not None and parallel_state.get_tensor_model_parallel_rank() == 0:
-        reference: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-            hf_dir, dtype=torch.float32, attn_implementation="sdpa"
-        )
-        with torch.no_grad():
-            theirs = reference.to(runtime.device).eval()(input_ids=tokens).logits.float()
-        result = compare_logits(ours[..., : architecture.vocab_size], theirs)
-    results: list[Verification | None] = [None] * runtime.world_size
-    dist.all_gather_object(results, result)  # only one rank has it; which one depends on the layout
-    stop()
-    return next(r for r in results if r is not None)
-
-
-def compare_logits(ours: torch.Tensor, theirs: torch.Tensor) -> Verification:
-    """Largest difference of two [b, s, vocab] logit tensors, with the tolerance that applies to them."""
-    scale = theirs.abs().max().item()
-    difference = (ours - theirs).abs().max().item()
-    return Verification(
-        max_abs_logit_diff=difference if difference == difference else float("inf"),
-        tolerance=RELATIVE_TOLERANCE * max(scale, 1e-3),
-        logit_std=theirs.std().item(),
-        argmax_agreement=(ours.argmax(-1) == theirs.argmax(-1)).float().mean().item(),
-        tokens=ours.shape[0] * ours.shape[1],
+    Raises:
+        InputError: For another family, or a floor that is no positive number.
+    """
+    if dt_floor is None:
+        return architecture
+    if architecture.family != "nemotron_h" or architecture.mamba is None:
+        raise InputError(f"--dt-floor is for the nemotron_h family; this is {architecture.family}")
+    if not 0 < dt_floor < math.inf:
+        raise InputError(f"--dt-floor {dt_floor}: expected a positive number")
+    limit = (dt_floor, architecture.mamba.dt_limit[1])
+    return replace(
+        architecture,
+        mamba=replace(architecture.mamba, dt_limit=limit),
+        hf_config={**architecture.hf_config, "time_step_limit": list(limit)},
     )
 
 
-def verify(
-    hf_dir: Path, checkpoint: Path, parallel: ParallelConfig, batch: int = 2, length: int = 64, seed: int = 0
-) -> Verification:
-    """Forward the Hugging Face model and the Megatron model on the same random tokens, in fp32.
+def export_hf(
+    checkpoint: Path,
+    out: Path,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Native checkpoint, saved at any layout, to a Hugging Face folder.
 
     Args:
-        hf_dir: Hugging Face folder.
-        checkpoint: Native checkpoint.
-        parallel: Layout in which the Megatron model is loaded.
-        batch: Sequences.
-        length: Tokens per sequence.
-        seed: Of the tokens.
+        checkpoint: By `import_hf` or by a training stage.
+        out: Folder to create.
+        dtype: Of the weights; as stored if not given.
+        tokenizer: Folder whose tokenizer files and generation settings are copied; those that the import carried along
+            if not given.
+        max_shard_bytes: Size that a file does not pass unless it holds a single tensor.
 
     Raises:
-        InputError: For a folder, checkpoint or layout that cannot be used.
+        InputError: If the checkpoint is incomplete or `out` exists; nothing was written.
+        PrismError: If writing failed; nothing is left.
     """
-    theirs, architecture = read_hf_config(hf_dir), read_architecture(checkpoint)
-    HFReader(hf_dir).check(theirs)
-    for field in ("vocab_size", "num_layers"):
-        if getattr(theirs, field) != getattr(architecture, field):
-            raise InputError(
-                f"{field} is {getattr(theirs, field)} in {hf_dir} but {getattr(architecture, field)} in {checkpoint}: "
-                "not the same model"
-            )
-    architecture.check_layout(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
-    args = (str(hf_dir), str(checkpoint), parallel, batch, length, seed)
-    result = launch(_verify_worker, *args, processes=parallel.world_size)
-    if not isinstance(result, Verification):
-        raise PrismError("verification produced no result")
-    return result
+    architecture = read_architecture(checkpoint)
+    refuse_existing(out)
+    folder = str(tokenizer) if tokenizer else None
+    run(export_worker, str(checkpoint), str(out), architecture, dtype, folder, max_shard_bytes, ParallelConfig())
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        InputError: If there is something of that name.
+    """
+    if os.path.lexists(out):
+        raise InputError(f"{out}: already exists; remove it or choose another name")

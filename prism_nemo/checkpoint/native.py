@@ -29,7 +29,8 @@ class TrainState:
     extra: dict[str, Any] = field(default_factory=dict)  # a stage's own cursor, such as the RL prompt position
 
 
-def _metadata() -> dict[str, Any]:
+def sharding_metadata() -> dict[str, Any]:
+    """How sharded state dicts are made, for saving and for loading."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",  # loads at another TP, PP or DP
         "singleton_local_shards": False,
@@ -89,7 +90,7 @@ def save(
     dist.broadcast_object_list(problem, src=0)
     if problem[0]:
         raise InputError(problem[0])
-    metadata = _metadata()
+    metadata = sharding_metadata()
     content: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     if optimizer is not None:
         content["optimizer"] = optimizer.sharded_state_dict(content["model"], is_loading=False, metadata=metadata)
@@ -141,7 +142,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: Any = None) -> Tra
     different = Architecture.from_dict(manifest["architecture"]).differences(model.architecture)  # type: ignore[arg-type]
     if different:
         raise InputError(f"{checkpoint}: holds another architecture than the model: {'; '.join(different)}")
-    metadata = _metadata()
+    metadata = sharding_metadata()
     wanted: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     if optimizer is not None:
         if not manifest.get("has_optimizer"):

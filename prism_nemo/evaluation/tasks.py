@@ -15,7 +15,8 @@ from prism_nemo.config import ParallelConfig, RolloutConfig
 from prism_nemo.data.blend import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.evaluation.statistics import wilson_interval
-from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.build import build_model
+from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import positions
 from prism_nemo.rl.rewards.task import task_named
 from prism_nemo.rl.rollout import Rollout, roll_out
@@ -46,7 +47,7 @@ class EvaluationConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
-def _accuracy(model: GPT, config: EvaluationConfig, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _accuracy(model: LanguageModel, config: EvaluationConfig, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sampled (temperature 1, one sample a question) and greedy accuracy on one task."""
     tokenizer = load_tokenizer(config.tokenizer)
     task = task_named(name)
@@ -87,7 +88,7 @@ def _accuracy(model: GPT, config: EvaluationConfig, name: str) -> tuple[dict[str
 
 
 @torch.no_grad()
-def _held_out_loss(model: GPT, config: EvaluationConfig, source: str) -> float:
+def _held_out_loss(model: LanguageModel, config: EvaluationConfig, source: str) -> float:
     """Mean cross entropy per token on evenly spaced rows of a held-out source."""
     tokens, labels = held_out_rows(config.data or "", source, config.seq_length, config.retention_rows)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

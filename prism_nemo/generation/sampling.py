@@ -8,7 +8,7 @@ import torch
 
 from prism_nemo.errors import InputError
 from prism_nemo.generation.decode import Decoder
-from prism_nemo.models.build import GPT
+from prism_nemo.models.decoder import LanguageModel
 
 
 @dataclass
@@ -39,7 +39,7 @@ def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompts: list[list[int]],
     *,
     samples_per_prompt: int,

@@ -7,57 +7,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.activations import squared_relu
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from prism_nemo.models.family import Architecture
+from prism_nemo.models.decoder import Hybrid, LanguageModel, Transformer
+from prism_nemo.models.family import Architecture, Mamba
 from prism_nemo.models.layers.attention import SDPACoreAttention
-from prism_nemo.models.layers.cross_entropy import VocabParallelCrossEntropy
 from prism_nemo.models.layers.mlp import GatedMLP
 from prism_nemo.models.layers.norm import RMSNorm
 from prism_nemo.models.layers.rope import inverse_frequencies
+from prism_nemo.models.layers.scaled import bias_dropout_add
+from prism_nemo.models.layers.stack import hybrid_stack_spec
 from prism_nemo.runtime import Runtime
-
-
-class GPT(GPTModel):
-    """GPTModel whose loss and logits never see the vocabulary's padding.
-
-    The vocabulary is padded so that tensor-parallel ranks hold equal shares. Megatron leaves the padded logits in the
-    softmax; for a converted model that adds exp(0) per padding row to the denominator and the loss is wrong without a
-    word. Here they are set to the lowest number before the loss and before sampling.
-    """
-
-    def __init__(self, architecture: Architecture, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.architecture = architecture
-        if hasattr(self, "rotary_pos_emb"):
-            rope = inverse_frequencies(architecture.rope, architecture.kv_channels)
-            self.rotary_pos_emb.inv_freq = rope.to(self.rotary_pos_emb.inv_freq.device)
-        if self.post_process:
-            rows = self.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
-            first = rows * parallel_state.get_tensor_model_parallel_rank()
-            self._real_rows = max(0, min(rows, architecture.vocab_size - first))
-
-    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross entropy per token, [b, s], from this rank's logits [s, b, padded vocab / tp]."""
-        logits = self.mask_padding(logits)
-        if logits.dtype != torch.float32:
-            return super().compute_language_model_loss(labels, logits)
-        loss = VocabParallelCrossEntropy.apply(logits, labels.transpose(0, 1))
-        return loss.transpose(0, 1).contiguous()
-
-    def mask_padding(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of this rank's padding rows set to the lowest finite number (minus infinity would give NaN grads)."""
-        if logits.shape[-1] == self._real_rows:
-            return logits
-        padding = torch.arange(logits.shape[-1], device=logits.device) >= self._real_rows
-        return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 
 
 def transformer_config(architecture: Architecture, runtime: Runtime, **overrides: Any) -> TransformerConfig:
@@ -75,8 +43,11 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
         "num_query_groups": a.num_query_groups,
         "kv_channels": a.kv_channels,
         "ffn_hidden_size": a.ffn_hidden_size,
-        "gated_linear_unit": True,
-        "activation_func": F.silu,
+        "gated_linear_unit": a.activation == "swiglu",
+        "activation_func": F.silu if a.activation == "swiglu" else squared_relu,
+        "softmax_scale": a.attention_multiplier,
+        # Megatron counts positions to the left of the token, Hugging Face the token itself too.
+        "window_size": None if a.sliding_window is None else (a.sliding_window - 1, 0),
         "normalization": "RMSNorm",
         "layernorm_epsilon": a.norm_epsilon,
         "add_bias_linear": False,
@@ -100,27 +71,65 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
         # The loss arrives as a sum with its token count; finalize_model_grads divides by the global batch's tokens.
         "calculate_per_token_loss": True,
     }
+    if a.mamba is not None:
+        values.update(
+            is_hybrid_model=True,
+            mamba_num_heads=a.mamba.heads,
+            mamba_head_dim=a.mamba.head_dim,
+            mamba_num_groups=a.mamba.groups,
+            mamba_state_dim=a.mamba.state_size,
+        )
     return TransformerConfig(**{**values, **overrides})
 
 
-def _layer_specs(
+def _core_attention(architecture: Architecture) -> ModuleSpec:
+    """Attention on torch's kernels, which rotates queries and keys itself."""
+    rope = architecture.rope
+    inv_freq = None if rope is None else inverse_frequencies(rope, architecture.kv_channels)
+    return ModuleSpec(module=SDPACoreAttention, params={"inv_freq": inv_freq})
+
+
+def _transformer_spec(
     architecture: Architecture, config: TransformerConfig, transformer_engine: bool
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Transformer Engine's layers where it is installed; Megatron's local ones with torch kernels elsewhere."""
     if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec()
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
-        module=SDPACoreAttention,
-        params={"inv_freq": inverse_frequencies(architecture.rope, architecture.kv_channels)},
-    )
-    layer.submodules.mlp.module = GatedMLP
+        layer = get_gpt_layer_with_transformer_engine_spec()
+    else:
+        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+        layer.submodules.self_attention.submodules.core_attention = _core_attention(architecture)
+        layer.submodules.mlp.module = GatedMLP if architecture.activation == "swiglu" else MLP
+    layer.submodules.self_attn_bda = bias_dropout_add(architecture.residual_multiplier)
+    layer.submodules.mlp_bda = bias_dropout_add(architecture.residual_multiplier)
+    if transformer_engine:
+        return layer
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
-def build_model(architecture: Architecture, runtime: Runtime, seq_length: int | None = None, **overrides: Any) -> GPT:
+def _hybrid_spec(architecture: Architecture, mamba: Mamba) -> ModuleSpec:
+    """Layers on torch kernels everywhere, with mamba_ssm's where they are installed.
+
+    Transformer Engine's fused norm and projection takes no weight of another shape, which B and C of few groups need.
+    """
+    return hybrid_stack_spec(
+        mixer={
+            "conv_kernel": mamba.conv_kernel,
+            "conv_bias": mamba.conv_bias,
+            "chunk_size": mamba.chunk_size,
+            "dt_limit": mamba.dt_limit,
+        },
+        norm_eps=architecture.norm_epsilon,
+        core_attention=_core_attention(architecture),
+        mlp=GatedMLP if architecture.activation == "swiglu" else MLP,
+        bda=bias_dropout_add(architecture.residual_multiplier),
+    )
+
+
+def build_model(
+    architecture: Architecture, runtime: Runtime, seq_length: int | None = None, **overrides: Any
+) -> LanguageModel:
     """Build this rank's part of the model, on this rank's device.
 
     Args:
@@ -135,17 +144,26 @@ def build_model(architecture: Architecture, runtime: Runtime, seq_length: int | 
     layout = runtime.parallel
     architecture.check_layout(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
     config = transformer_config(architecture, runtime, **overrides)
-    return GPT(
-        architecture,
-        config=config,
-        transformer_layer_spec=_layer_specs(architecture, config, runtime.transformer_engine),
-        vocab_size=architecture.padded_vocab_size(layout.tensor_model_parallel_size),
-        max_sequence_length=seq_length or architecture.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        parallel_output=True,
-        share_embeddings_and_output_weights=architecture.tied_embeddings,
-        # Without Transformer Engine the core attention rotates queries and keys itself.
-        position_embedding_type="rope" if runtime.transformer_engine else "none",
-        rotary_base=int(architecture.rope.theta),
-    ).to(runtime.device)
+    common: dict[str, Any] = {
+        "config": config,
+        "vocab_size": architecture.padded_vocab_size(layout.tensor_model_parallel_size),
+        "max_sequence_length": seq_length or architecture.max_position_embeddings,
+        "pre_process": parallel_state.is_pipeline_first_stage(),
+        "post_process": parallel_state.is_pipeline_last_stage(),
+        "parallel_output": True,
+        "share_embeddings_and_output_weights": architecture.tied_embeddings,
+    }
+    model: LanguageModel
+    if architecture.mamba is not None:
+        model = Hybrid(architecture, mamba_stack_spec=_hybrid_spec(architecture, architecture.mamba), **common)
+    else:
+        te, rope = runtime.transformer_engine, architecture.rope
+        model = Transformer(
+            architecture,
+            transformer_layer_spec=_transformer_spec(architecture, config, te),
+            # Without Transformer Engine the core attention rotates queries and keys itself.
+            position_embedding_type="rope" if te and rope is not None else "none",
+            rotary_base=int(rope.theta) if rope is not None else 10000,
+            **common,
+        )
+    return model.to(runtime.device)

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-from prism_nemo.models.build import GPT
+from prism_nemo.models.decoder import LanguageModel
 
 
 def positions(tokens: torch.Tensor) -> torch.Tensor:
@@ -18,7 +18,7 @@ def positions(tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def forward_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor | None:
+def forward_logits(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
     """Logits of a batch, through tensor- and pipeline-parallel ranks.
 
     Args:
@@ -31,7 +31,7 @@ def forward_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor | None:
     training = model.training
     model.eval()
 
-    def step(_: Any, chunk: GPT) -> tuple[torch.Tensor, Any]:
+    def step(_: Any, chunk: LanguageModel) -> tuple[torch.Tensor, Any]:
         output = chunk(tokens, positions(tokens), None)
         return output, lambda out, non_loss_data=False: out
 
@@ -52,7 +52,7 @@ def forward_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def hidden_states(model: GPT, tokens: torch.Tensor) -> list[torch.Tensor]:
+def hidden_states(model: LanguageModel, tokens: torch.Tensor) -> list[torch.Tensor]:
     """The residual stream after the embedding and after each layer (TP 1, PP 1).
 
     Args:

@@ -14,13 +14,14 @@ from typing import Any
 
 from prism_nemo.analysis.activations import compare_activations
 from prism_nemo.analysis.weights import compare_weights
-from prism_nemo.checkpoint.convert import export_hf, import_hf, verify
-from prism_nemo.checkpoint.hf import parameter_count
+from prism_nemo.checkpoint.convert import export_hf, import_hf
 from prism_nemo.checkpoint.native import read_architecture
+from prism_nemo.checkpoint.verification import verify
 from prism_nemo.config import ParallelConfig, to_yaml
 from prism_nemo.data.build import describe, load_manifest
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
+from prism_nemo.models.family import parameter_count
 from prism_nemo.quickstart.claims import expected_claims
 from prism_nemo.quickstart.corpus import prepare
 from prism_nemo.quickstart.memory import PeakMemory

@@ -10,7 +10,7 @@ import torch
 from prism_nemo.config import RolloutConfig
 from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.generation.sampling import Response, generate
-from prism_nemo.models.build import GPT
+from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.rl.rewards.task import Problem, Score, Task
 
 
@@ -33,7 +33,12 @@ def draw_prompts(tasks: list[Task], count: int, step: int, seed: int) -> list[Pr
 
 
 def roll_out(
-    model: GPT, problems: list[Problem], tasks: dict[str, Task], tokenizer: Tokenizer, config: RolloutConfig, seed: int
+    model: LanguageModel,
+    problems: list[Problem],
+    tasks: dict[str, Task],
+    tokenizer: Tokenizer,
+    config: RolloutConfig,
+    seed: int,
 ) -> list[Rollout]:
     """Sample a group of responses to each problem and score them.
 

@@ -14,7 +14,8 @@ from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import RLConfig
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError
-from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.build import build_model
+from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import positions
 from prism_nemo.rl.grpo import group_advantages, policy_loss
 from prism_nemo.rl.metrics import keep_samples, metrics_line, sum_over_ranks, summarise
@@ -128,7 +129,7 @@ class _Reference:
     """The policy that the KL term holds on to: a frozen copy of the starting weights."""
 
     def __init__(self, trainer: Trainer, init_from: Path) -> None:
-        self.model: GPT = build_model(trainer.architecture, trainer.runtime, trainer.raw.max_sequence_length)
+        self.model: LanguageModel = build_model(trainer.architecture, trainer.runtime, trainer.raw.max_sequence_length)
         load(init_from, self.model)
         self.model.eval().requires_grad_(False)
 

@@ -16,7 +16,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from prism_nemo.config import OptimizerConfig
-from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.build import build_model
+from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.family import Architecture
 from prism_nemo.runtime import Runtime
 
@@ -60,7 +61,7 @@ class Trainer:
         **model_overrides: Any,
     ) -> None:
         self.architecture, self.runtime, self.settings = architecture, runtime, optimizer
-        self.raw: GPT = build_model(architecture, runtime, seq_length, **model_overrides)
+        self.raw: LanguageModel = build_model(architecture, runtime, seq_length, **model_overrides)
         wrapped: torch.nn.Module = self.raw
         config = self.raw.config
         if runtime.dtype != torch.float32:

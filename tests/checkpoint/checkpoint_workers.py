@@ -9,40 +9,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from prism_nemo.checkpoint import convert, native
+from prism_nemo.checkpoint import convert, exporting, importing, native
+from prism_nemo.checkpoint.exporting import export_worker
 from prism_nemo.checkpoint.hf import HFReader
+from prism_nemo.checkpoint.hf_writer import DEFAULT_SHARD_BYTES
+from prism_nemo.checkpoint.importing import import_worker
 from prism_nemo.config import OptimizerConfig, ParallelConfig
 from prism_nemo.models.family import read_hf_config
-from prism_nemo.models.weights import FusedQKV
+from prism_nemo.models.weights import FusedQKV, Run
 from prism_nemo.runtime import start, stop
 
 
 def swap_key_and_value() -> None:
     """Break the mapping the same way in both directions, so that a round trip cannot see it."""
-    right, back = FusedQKV.to_megatron, FusedQKV.to_hf
+    right, other = FusedQKV.runs, {0: 0, 1: 2, 2: 1}
 
-    def to_megatron(self: FusedQKV, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        q, k, v = tensors
-        return right(self, (q, v, k))
+    def runs(self: FusedQKV, rank: int, size: int) -> tuple[Run, ...]:
+        return tuple(Run(other[run.source], run.start, run.rows) for run in right(self, rank, size))  # type: ignore[index]
 
-    def to_hf(self: FusedQKV, full: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, v, k = back(self, full)
-        return q, k, v
-
-    FusedQKV.to_megatron, FusedQKV.to_hf = to_megatron, to_hf  # type: ignore[method-assign]
+    FusedQKV.runs = runs  # type: ignore[method-assign]
 
 
 def import_with_swapped_key_and_value(hf_dir: str, out: str) -> None:
     swap_key_and_value()
-    convert._import_worker(hf_dir, out, ParallelConfig())
+    import_worker(hf_dir, out, read_hf_config(Path(hf_dir)), False, {}, ParallelConfig())
 
 
 def export_with_swapped_key_and_value(checkpoint: str, out: str) -> None:
     swap_key_and_value()
-    convert._export_worker(checkpoint, out, torch.float32, None)
+    architecture = native.read_architecture(Path(checkpoint))
+    export_worker(checkpoint, out, architecture, None, None, DEFAULT_SHARD_BYTES, ParallelConfig())
 
 
 def loss_and_padding_gradient(hf_dir: str, tokens: torch.Tensor, parallel: ParallelConfig) -> tuple[torch.Tensor, Any]:
@@ -57,7 +57,7 @@ def loss_and_padding_gradient(hf_dir: str, tokens: torch.Tensor, parallel: Paral
     convert.load_hf_weights(model, architecture, HFReader(Path(hf_dir)), tp)
     loss = model(tokens[:, :-1], positions(tokens[:, :-1]), None, labels=tokens[:, 1:])
     loss.sum().backward()
-    padding = model.output_layer.weight.grad[model._real_rows :]
+    padding = model.output_layer.weight.grad[model.real_rows :]
     padded: list[Any] = [None] * runtime.world_size
     dist.all_gather_object(padded, (len(padding), padding.abs().max().item() if len(padding) else 0.0))
     stop()
@@ -152,6 +152,103 @@ def load_into(hf_dir: str, checkpoint: str) -> None:
     trainer, _ = _trainer(hf_dir, ParallelConfig(), fill=False)
     native.load(Path(checkpoint), trainer.raw)
     stop()
+
+
+def save_filled(hf_dir: str, out: str, parallel: ParallelConfig) -> None:
+    """Save with Megatron's own writer a model that was filled from a folder; weights only."""
+    trainer, architecture = _trainer(hf_dir, parallel)
+    native.save(Path(out), trainer.raw, architecture)
+    stop()
+
+
+def loaded_parameters(checkpoint: str, parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Parameters of a model of type `dtype` after Megatron has loaded a checkpoint into it."""
+    from prism_nemo.models.build import build_model
+
+    runtime = start(parallel, seed=0, dtype=dtype)
+    model = build_model(native.read_architecture(Path(checkpoint)), runtime)
+    native.load(Path(checkpoint), model)
+    stop()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def wrong_parameters_after_reading(hf_dir: str, parallel: ParallelConfig, dtype: torch.dtype) -> list[str]:
+    """Parameters, on any rank, that reading by rows and columns did not fill with what whole tensors give."""
+    from prism_nemo.checkpoint.placement import parameters_of
+    from prism_nemo.models.build import build_model
+
+    runtime = start(parallel, seed=0, dtype=dtype)
+    architecture, reader = read_hf_config(Path(hf_dir)), HFReader(Path(hf_dir))
+    model, tp = build_model(architecture, runtime), parallel.tensor_model_parallel_size
+    convert.load_hf_weights(model, architecture, reader, tp)
+    rank = importing.parallel_rank()
+    wrong = [
+        name
+        for name, parameter, mapping, sources in parameters_of(model, architecture, tp)
+        if not torch.equal(
+            parameter, mapping.to_megatron(tuple(reader.get(s) for s in sources), rank, tp).to(parameter.dtype)
+        )
+    ]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, wrong)
+    stop()
+    return sorted({name for names in everyone for name in names})
+
+
+def allocated_by_description(hf_dir: str, parallel: ParallelConfig) -> tuple[list[str], int, float]:
+    """Devices of the parameters of a described model, how many there are, and MB that describing it took."""
+    from prism_nemo.checkpoint.placement import build_empty
+
+    runtime = start(parallel, seed=0)
+    before = psutil.Process().memory_info().rss
+    model = build_empty(read_hf_config(Path(hf_dir)), runtime)
+    grown = (psutil.Process().memory_info().rss - before) / 1e6
+    parameters = list(model.parameters())
+    stop()
+    return sorted({p.device.type for p in parameters}), sum(p.numel() for p in parameters), grown
+
+
+def import_in_chunks(hf_dir: str, out: str, limit: int) -> None:
+    """An import whose chunks are of at most `limit` bytes."""
+    importing.CHUNK_BYTES = limit
+    import_worker(hf_dir, out, read_hf_config(Path(hf_dir)), False, {}, ParallelConfig())
+
+
+def export_in_blocks(checkpoint: str, out: str, limit: int) -> None:
+    """An export that reads at most `limit` bytes at a time."""
+    real = exporting.blocks_of
+    exporting.blocks_of = lambda shape, dtype: real(shape, dtype, limit)
+    architecture = native.read_architecture(Path(checkpoint))
+    export_worker(checkpoint, out, architecture, None, None, DEFAULT_SHARD_BYTES, ParallelConfig())
+
+
+def import_that_fails(hf_dir: str, out: str, how: str, rank: int, parallel: ParallelConfig) -> None:
+    """An import in which `rank` fails after some chunks: 'full' (ENOSPC) or 'error'."""
+    real = importing.ChunkWriter.tensor
+
+    def failing(self: Any, *args: Any) -> None:
+        real(self, *args)
+        if dist.get_rank() == rank and len(self.record.chunks) == 3:
+            if how == "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            raise RuntimeError("the reader died")
+
+    importing.ChunkWriter.tensor = failing  # type: ignore[method-assign]
+    import_worker(hf_dir, out, read_hf_config(Path(hf_dir)), False, {}, parallel)
+
+
+def export_that_fails(checkpoint: str, out: str, rank: int, parallel: ParallelConfig) -> None:
+    """An export in which `rank` finds the disk full while it writes a file."""
+    real = exporting.write_file
+
+    def failing(path: Path, tensors: Any) -> None:
+        real(path, tensors)
+        if dist.get_rank() == rank:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    exporting.write_file = failing
+    architecture = native.read_architecture(Path(checkpoint))
+    export_worker(checkpoint, out, architecture, None, None, 60_000, parallel)
 
 
 def _trainer(hf_dir: str, parallel: ParallelConfig, fill: bool = True) -> tuple[Any, Any]:

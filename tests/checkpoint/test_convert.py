@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,16 @@ from typing import Any
 import checkpoint_workers as workers
 import pytest
 import torch
+from tiny_files import write_folder
 from tiny_llama import LINEAR, LLAMA3, all_tensors, edited_copy, save_tiny_llama
+from tiny_models import save_tiny
 from transformers import LlamaForCausalLM
 
-from prism_nemo.checkpoint.convert import compare_logits, export_hf, import_hf, verify
+from prism_nemo.checkpoint.atomic import read_manifest
+from prism_nemo.checkpoint.convert import export_hf, import_hf
+from prism_nemo.checkpoint.distcp_reader import CheckpointReader
+from prism_nemo.checkpoint.native import read_architecture
+from prism_nemo.checkpoint.verification import verify
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
 from prism_nemo.models.family import read_hf_config
@@ -79,6 +87,122 @@ def test_imported_model_computes_the_same_logits(
     assert result.tokens == 128
 
 
+# One layout of the import and another of the model that loads it; every family, with its types of tensors.
+FAMILIES = {
+    "llama": TP2,
+    "mistral-window": PP2,
+    "granite": TP2,
+    "granite-4": ONE,
+    "granite-hybrid": PP2,
+    "granite-hybrid-one-group": TP2,
+    "nemotron-h": TP2,
+    "nemotron-h-other-pattern": ONE,
+}
+
+
+@pytest.mark.parametrize("case", list(FAMILIES))
+def test_every_family_comes_back_bit_for_bit(case: str, tmp_path: Path) -> None:
+    """bf16 with the mixers' fp32 A_log, D and dt_bias, several files each way."""
+    hf = save_tiny(case, tmp_path / "whole", torch.bfloat16)
+    tensors = all_tensors(hf)
+    for name in tensors:
+        if name.endswith(("A_log", ".D", "dt_bias")):
+            tensors[name] = tensors[name].float() + 1e-6
+    source = write_folder(tensors, tmp_path / "hf", 30_000)
+    (source / "config.json").write_text((hf / "config.json").read_text())
+    report = import_hf(source, tmp_path / "checkpoint", FAMILIES[case])
+    assert (report.not_finite, report.skipped) == ([], [])
+    export_hf(tmp_path / "checkpoint", tmp_path / "out", max_shard_bytes=40_000)
+    assert hashes(tmp_path / "out") == hashes(source)
+    assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads((source / "config.json").read_text())
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+def hashes(folder: Path) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """By tensor: its hash, type and shape."""
+    return {
+        name: (
+            hashlib.sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+            str(t.dtype),
+            tuple(t.shape),
+        )
+        for name, t in all_tensors(folder).items()
+    }
+
+
+@pytest.mark.parametrize("layout", [TP2, PP2], ids=["TP2", "PP2"])
+@pytest.mark.parametrize("case", ["llama-tied", "granite-hybrid-one-group", "nemotron-h"])
+def test_reading_into_a_model_by_rows_and_columns(case: str, layout: ParallelConfig, tmp_path: Path) -> None:
+    """Also into another type than the file's."""
+    hf = save_tiny(case, tmp_path / "hf", torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        args = (str(hf), layout, dtype)
+        assert launch(workers.wrong_parameters_after_reading, *args, processes=layout.world_size) == []
+
+
+@pytest.mark.parametrize(("stored", "model"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_checkpoint_loads_into_a_model_of_another_type(tmp_path: Path, stored: torch.dtype, model: torch.dtype) -> None:
+    hf = save_tiny_llama(tmp_path / "hf", stored)
+    import_hf(hf, tmp_path / "checkpoint", ONE)
+    loaded = launch(workers.loaded_parameters, str(tmp_path / "checkpoint"), ONE, model)
+    embedding = loaded["embedding.word_embeddings.weight"]
+    assert embedding.dtype == model
+    assert torch.equal(embedding, all_tensors(hf)["model.embed_tokens.weight"].to(model))
+    name = "decoder.layers.2.mlp.linear_fc2.weight"
+    assert torch.equal(loaded[name], all_tensors(hf)["model.layers.2.mlp.down_proj.weight"].to(model))
+
+
+@pytest.mark.parametrize("layout", [ONE, TP2], ids=["TP1", "TP2"])
+def test_tied_output_layer_that_was_stored_comes_back(tied_hf: Path, tmp_path: Path, layout: ParallelConfig) -> None:
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    hf = edited_copy(tied_hf, tmp_path / "hf", tensors=add)
+    import_hf(hf, tmp_path / "checkpoint", layout)
+    export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(hf)
+
+
+def test_a_large_tensor_is_several_chunks(tiny_hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB in earnest; here so small that every matrix is cut."""
+    launch(workers.import_in_chunks, str(tiny_hf), str(tmp_path / "checkpoint"), 3000)
+    with CheckpointReader(tmp_path / "checkpoint") as reader:
+        sizes = [chunk.sizes for chunks in reader._chunks.values() for chunk in chunks]
+    assert max(4 * math.prod(size) for size in sizes) <= 3000
+    assert len(sizes) > 100
+    export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(tiny_hf)
+    assert verify(tiny_hf, tmp_path / "checkpoint", TP2).passed
+
+
+def test_describing_a_model_takes_no_memory(tmp_path: Path) -> None:
+    """Llama of 8 billion parameters, 32 GB in fp32, as rank 0 of one and of two."""
+    size = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **size, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    devices, parameters, megabytes = launch(workers.allocated_by_description, str(tmp_path), ONE)
+    assert devices == ["meta"]
+    assert parameters == 8_030_261_248
+    assert megabytes < 200
+
+
+def test_dt_floor_is_recorded_and_written(tmp_path: Path) -> None:
+    hf = save_tiny("nemotron-h", tmp_path / "hf")
+    import_hf(hf, tmp_path / "checkpoint", ONE, dt_floor=0.01)
+    assert read_architecture(tmp_path / "checkpoint").mamba.dt_limit == (0.01, math.inf)
+    assert read_manifest(tmp_path / "checkpoint")["dt_floor"] == 0.01
+    export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    assert read_hf_config(tmp_path / "out").mamba.dt_limit == (0.01, math.inf)
+
+
+@pytest.mark.parametrize(("case", "floor"), [("granite-hybrid", 0.01), ("nemotron-h", 0.0), ("nemotron-h", math.nan)])
+def test_dt_floor_that_means_nothing(tmp_path: Path, case: str, floor: float) -> None:
+    hf = save_tiny(case, tmp_path / "hf")
+    with pytest.raises(InputError, match="--dt-floor"):
+        import_hf(hf, tmp_path / "checkpoint", ONE, dt_floor=floor)
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_export_gives_back_the_same_folder(
     converted: Callable[[str], tuple[Path, Path]], name: str, tmp_path: Path
@@ -118,7 +242,26 @@ def test_bfloat16_export_rounds_once_and_says_so(tiny_hf: Path, tmp_path: Path) 
     export_hf(tmp_path / "checkpoint", tmp_path / "out", torch.bfloat16)
     before, after = all_tensors(tiny_hf), all_tensors(tmp_path / "out")
     assert all(torch.equal(after[name], before[name].to(torch.bfloat16)) for name in before)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"
+    assert config.get("dtype", "bfloat16") == "bfloat16"
     assert LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_tokenizer_files_travel_with_the_checkpoint(tiny_hf: Path, tmp_path: Path) -> None:
+    hf = edited_copy(tiny_hf, tmp_path / "hf")
+    (hf / "tokenizer.json").write_text('{"mine": 1}')
+    (hf / "modeling_evil.py").write_text("raise SystemExit")
+    import_hf(hf, tmp_path / "checkpoint", ONE)
+    export_hf(tmp_path / "checkpoint", tmp_path / "out")
+    assert (tmp_path / "out/tokenizer.json").read_text() == '{"mine": 1}'
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == expected
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok/tokenizer.json").write_text('{"other": 1}')
+    export_hf(tmp_path / "checkpoint", tmp_path / "again", tokenizer=tmp_path / "tok")
+    assert (tmp_path / "again/tokenizer.json").read_text() == '{"other": 1}'
+    assert not (tmp_path / "again/generation_config.json").exists()
 
 
 def test_export_copies_tokenizer_files_only(converted: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
@@ -160,6 +303,7 @@ def test_verify_sees_one_changed_number(converted: Callable[[str], tuple[Path, P
 
     result = verify(edited_copy(hf, tmp_path / "other", tensors=change), checkpoint, ONE)
     assert not result.passed
+    assert result.different_tensors == ["model.layers.2.self_attn.k_proj.weight"]
     assert result.max_abs_logit_diff > 10 * result.tolerance
 
 
@@ -181,21 +325,7 @@ def test_verify_sees_what_a_round_trip_cannot(tiny_hf: Path, tmp_path: Path) -> 
     result = verify(tiny_hf, tmp_path / "checkpoint", ONE)
     assert not result.passed
     assert result.max_abs_logit_diff > 100 * result.tolerance
-
-
-def test_tolerance_scales_with_the_logits() -> None:
-    theirs = torch.randn(1, 8, 5, generator=torch.Generator().manual_seed(0))
-    for scale in (1.0, 100.0):
-        assert compare_logits(theirs * scale * (1 + 1e-6), theirs * scale).passed
-        assert not compare_logits(theirs * scale * 1.01, theirs * scale).passed
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_numbers_never_pass(value: float) -> None:
-    theirs = torch.ones(1, 2, 3)
-    ours = theirs.clone()
-    ours[0, 0, 0] = value
-    assert not compare_logits(ours, theirs).passed
+    assert len(result.different_tensors) == 8
 
 
 def test_verify_refuses_a_model_of_other_sizes(converted: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:

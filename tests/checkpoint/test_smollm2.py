@@ -15,7 +15,8 @@ import torch
 from tiny_llama import all_tensors
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prism_nemo.checkpoint.convert import export_hf, import_hf, verify
+from prism_nemo.checkpoint.convert import export_hf, import_hf
+from prism_nemo.checkpoint.verification import verify
 from prism_nemo.config import ParallelConfig
 
 pytestmark = [

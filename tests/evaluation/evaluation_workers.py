@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from prism_nemo.checkpoint.hf import parameter_count
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.blend import held_out_rows
@@ -17,7 +16,7 @@ from prism_nemo.evaluation import tasks as module
 from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
 from prism_nemo.generation.sampling import Response
 from prism_nemo.models.build import build_model
-from prism_nemo.models.family import read_hf_config
+from prism_nemo.models.family import parameter_count, read_hf_config
 from prism_nemo.models.forward import forward_logits
 from prism_nemo.rl import rollout as rollout_module
 from prism_nemo.rl.rewards.task import CLOSE, task_named

@@ -13,13 +13,14 @@ from prism_nemo.checkpoint.convert import load_hf_weights
 from prism_nemo.checkpoint.hf import HFReader
 from prism_nemo.config import ParallelConfig
 from prism_nemo.generation.sampling import Response, generate
-from prism_nemo.models.build import GPT, build_model
+from prism_nemo.models.build import build_model
+from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.family import read_hf_config
 from prism_nemo.models.forward import forward_logits
 from prism_nemo.runtime import Runtime, start, stop
 
 
-def load_model(hf_dir: str, runtime: Runtime) -> GPT:
+def load_model(hf_dir: str, runtime: Runtime) -> LanguageModel:
     """The Megatron model of a Hugging Face folder, this rank's part."""
     architecture = read_hf_config(Path(hf_dir))
     model = build_model(architecture, runtime)
@@ -27,7 +28,7 @@ def load_model(hf_dir: str, runtime: Runtime) -> GPT:
     return model
 
 
-def _compare(model: GPT, response: Response, greedy: bool) -> dict[str, Any]:
+def _compare(model: LanguageModel, response: Response, greedy: bool) -> dict[str, Any]:
     """Every token of a response against one full forward of `GPT` over prompt and response.
 
     Returns:
@@ -110,7 +111,7 @@ def in_one_process(hf_dir: str, work: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
-def repeats(model: GPT, prompts: list[list[int]], samples: int) -> tuple[list[Any], list[Any]]:
+def repeats(model: LanguageModel, prompts: list[list[int]], samples: int) -> tuple[list[Any], list[Any]]:
     """Samples asked for by number, and by repeating the prompts, from generators in the same state."""
 
     def tokens(rows: list[list[int]], count: int) -> list[Any]:
@@ -123,7 +124,9 @@ def repeats(model: GPT, prompts: list[list[int]], samples: int) -> tuple[list[An
     return tokens(prompts, samples), tokens([p for p in prompts for _ in range(samples)], 1)
 
 
-def first_tokens(model: GPT, prompt: list[int], count: int, temperature: float, top_p: float) -> tuple[Any, Any]:
+def first_tokens(
+    model: LanguageModel, prompt: list[int], count: int, temperature: float, top_p: float
+) -> tuple[Any, Any]:
     """How often each token came first, and the logits it was drawn from by a full forward."""
     responses = generate(
         model,
@@ -141,14 +144,16 @@ def first_tokens(model: GPT, prompt: list[int], count: int, temperature: float, 
     return torch.bincount(torch.tensor([r.tokens[0] for r in responses]), minlength=vocab), logits[0, -1, :vocab]
 
 
-def lengths(model: GPT, prompts: list[list[int]], max_new_tokens: int, stop_id: int) -> list[Response]:
+def lengths(model: LanguageModel, prompts: list[list[int]], max_new_tokens: int, stop_id: int) -> list[Response]:
     """Greedy responses."""
     return generate(
         model, prompts, samples_per_prompt=1, max_new_tokens=max_new_tokens, stop_id=stop_id, temperature=0.0
     )
 
 
-def stopped_at_each_place(model: GPT, prompts: list[list[int]], count: int) -> tuple[Any, dict[int, Response], Any]:
+def stopped_at_each_place(
+    model: LanguageModel, prompts: list[list[int]], count: int
+) -> tuple[Any, dict[int, Response], Any]:
     """Free responses; the first one again with each of its tokens as the stop token; and responses of one token."""
     free = lengths(model, prompts, count, 0)
     tokens = free[0].tokens

@@ -20,6 +20,7 @@ from generation_workers import (
     repeats,
     stopped_at_each_place,
 )
+from tiny_models import hf_model, save_tiny
 from tiny_training import write_llama
 
 from prism_nemo.config import ParallelConfig
@@ -39,6 +40,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "rope_theta": None,
     },
 }  # fmt: skip
+# One of each other family; their states and windows are what a decoder can get wrong.
+FAMILIES = ("mistral-window", "granite", "granite-4", "granite-hybrid", "granite-hybrid-one-group", "nemotron-h")
+NAMES = [*MODELS, *FAMILIES]
 # Lengths 1 to 17, so that a row has up to 16 places of padding on its left.
 PROMPTS = [[(7 * i + 3 * j) % 97 + 4 for j in range(n)] for i, n in enumerate((5, 1, 17, 9, 2, 17))]
 
@@ -47,10 +51,11 @@ PROMPTS = [[(7 * i + 3 * j) % 97 + 4 for j in range(n)] for i, n in enumerate((5
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Weights of deviation 0.12 instead of 0.02, so that responses vary; larger ones amplify rounding beyond 1e-5."""
     root = tmp_path_factory.mktemp("models")
-    return [
+    llamas = [
         write_llama(root / str(i), seed=i + 20, std=0.12, **{k: v for k, v in changes.items() if v is not None})
         for i, changes in enumerate(MODELS.values())
     ]
+    return llamas + [save_tiny(case, root / case) for case in FAMILIES]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +66,7 @@ def compared(models: list[Path]) -> dict[int, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+@pytest.mark.parametrize("model", range(len(NAMES)), ids=NAMES)
 def test_every_token_equals_a_full_forward(model: int, tp: int, compared: dict[int, list[dict[str, Any]]]) -> None:
     found = compared[tp][model]
     assert found["greedy"]["wrong"] == 0
@@ -73,7 +78,7 @@ def test_every_token_equals_a_full_forward(model: int, tp: int, compared: dict[i
         assert found[mode]["logprob_diff"] < 1e-5, mode
 
 
-@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+@pytest.mark.parametrize("model", range(len(NAMES)), ids=NAMES)
 def test_tensor_parallel_ranks_write_what_one_process_writes(
     model: int, compared: dict[int, list[dict[str, Any]]]
 ) -> None:
@@ -81,13 +86,11 @@ def test_tensor_parallel_ranks_write_what_one_process_writes(
     assert compared[2][model]["sampled"]["lengths"] == compared[1][model]["sampled"]["lengths"]
 
 
-@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+@pytest.mark.parametrize("model", range(len(NAMES)), ids=NAMES)
 def test_equals_transformers_generate(
     model: int, models: list[Path], compared: dict[int, list[dict[str, Any]]]
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(models[model], dtype=torch.float32).eval()
+    reference: Any = hf_model(models[model]).eval()
     for prompt, tokens in zip(PROMPTS, compared[1][model]["tokens"], strict=True):
         row = torch.tensor([prompt])
         written = reference.generate(
@@ -98,7 +101,7 @@ def test_equals_transformers_generate(
         assert written[0, len(prompt) :].tolist() == tokens
 
 
-@pytest.mark.parametrize("model", range(len(MODELS)), ids=list(MODELS))
+@pytest.mark.parametrize("model", range(len(NAMES)), ids=NAMES)
 def test_a_prompt_alone_and_in_a_batch(model: int, compared: dict[int, list[dict[str, Any]]]) -> None:
     """Neither padding nor neighbours nor rows that leave the batch change a response."""
     found = compared[1][model]

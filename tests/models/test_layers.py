@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from tiny_llama import LINEAR, LLAMA3
@@ -14,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from prism_nemo.models.family import Rope
-from prism_nemo.models.layers.attention import RotateToHeads, SDPACoreAttention
+from prism_nemo.models.layers.attention import RotateToHeads, SDPACoreAttention, windowed_attention
 from prism_nemo.models.layers.mlp import SwiGLU
 from prism_nemo.models.layers.norm import RMSNorm
 from prism_nemo.models.layers.rope import inverse_frequencies
@@ -85,8 +86,9 @@ def test_core_attention_drops_only_in_training() -> None:
 
 def test_core_attention_refuses_what_it_would_ignore() -> None:
     q = torch.zeros(2, 1, 4, 8)
-    with pytest.raises(NotImplementedError, match="packed sequences"):
-        attention()(q, q, q, None, packed_seq_params=object())
+    packing = PackedSeqParams(qkv_format="thd", cu_seqlens_q=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="documents end at 1, but the row has 2 tokens"):
+        attention()(q[:, 0], q[:, 0], q[:, 0], None, packed_seq_params=packing)
     with pytest.raises(NotImplementedError, match="biases"):
         attention()(q, q, q, None, attention_bias=torch.zeros(1))
     with pytest.raises(NotImplementedError, match="only causal"):
@@ -195,3 +197,23 @@ def test_llama3_example_uses_all_three_bands() -> None:
     assert ratio[0] == 1.0
     assert ratio[-1] == 4.0
     assert any(1.01 < r < 3.99 for r in ratio.tolist())
+
+
+@pytest.mark.parametrize(("length", "window"), [(40, 7), (128, 40), (700, 5), (700, 127), (700, 300), (257, 128)])
+def test_windowed_attention_is_a_band(length: int, window: int) -> None:
+    """In blocks or not: each token sees itself and window - 1 before it, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, length, 8), (1, 2, length, 8), (1, 2, length, 8))
+    ours = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    out = windowed_attention(*ours, window=window, scale=0.3, dropout=0.0)
+    q, k, v = theirs[0], theirs[1].repeat_interleave(2, 1), theirs[2].repeat_interleave(2, 1)
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
+    scores = (q @ k.mT * 0.3).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+    wanted = scores.softmax(-1) @ v
+    torch.testing.assert_close(out, wanted)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    (out * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)

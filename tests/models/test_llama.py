@@ -140,7 +140,7 @@ def test_refuses_a_size_below_one(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("names", [["GPT2LMHeadModel"], [], None])
 def test_refuses_an_architecture_that_no_family_claims(names: list[str] | None) -> None:
-    with pytest.raises(InputError, match=r"unknown architecture .*supported: \['LlamaForCausalLM'\]"):
+    with pytest.raises(InputError, match=r"unknown architecture .*supported: .*'LlamaForCausalLM'"):
         read(architectures=names)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_nemo.errors import InputError
-from prism_nemo.models.weights import FusedQKV, GatedMLP, Replicated, RowParallel, VocabParallel
+from prism_nemo.models.weights import FusedQKV, GatedMLP, Replicated, RowParallel, VocabParallel, expand
 
 sizes = st.integers(1, 4)
 settings.register_profile("prism", deadline=None, max_examples=60)
@@ -116,10 +116,10 @@ def test_fused_qkv_order_is_megatrons() -> None:
 
 
 def test_names_of_a_layer() -> None:
-    mapping = Replicated("decoder.layers.{layer}.n", ("model.layers.{layer}.n",), (1,))
-    assert mapping.per_layer
-    assert mapping.at(7) == ("decoder.layers.7.n", ("model.layers.7.n",))
-    assert not Replicated("final", ("model.norm",), (1,)).per_layer
+    mapping = Replicated("decoder.layers.{layer}.n", ("model.layers.{layer}.n",), (1,), layers=(6, 7), block=2)
+    assert mapping.at(7) == ("decoder.layers.7.n", ("model.layers.3.n",))
+    assert [layer for _, layer in expand([mapping])] == [6, 7]
+    assert [layer for _, layer in expand([Replicated("final", ("model.norm",), (1,))])] == [None]
     assert Replicated("final", ("model.norm",), (1,)).at(None) == ("final", ("model.norm",))
 
 

@@ -132,3 +132,36 @@ def midtrain_interrupted(config: MidtrainConfig, at_step: int, how: str) -> Any:
 
         native.publish = killed
     return module.midtrain(config)
+
+
+def train_from(
+    hf_dir: str,
+    checkpoint: str | None,
+    out: str | None,
+    parallel: ParallelConfig,
+    steps: list[dict[str, torch.Tensor]],
+    optimizer: OptimizerConfig,
+) -> list[tuple[float, float]]:
+    """Updates from the folder, or from a checkpoint with its optimizer; saves at the end if `out` is given.
+
+    Returns:
+        (loss, gradient norm) of each step.
+    """
+    from prism_nemo.checkpoint import native
+    from prism_nemo.training.midtrain import forward_step
+
+    trainer = _trainer(hf_dir, parallel, optimizer, True)
+    if checkpoint is not None:
+        with torch.no_grad():  # whatever is not loaded must be seen
+            for parameter in trainer.raw.parameters():
+                parameter.fill_(0.123)
+        native.load(Path(checkpoint), trainer.raw, trainer.optimizer)
+    found = []
+    for rows in steps:
+        trainer.set_learning_rate(optimizer.lr)
+        result = trainer.step(forward_step, iter([rows]), 1, *rows["tokens"].shape)
+        found.append((result.sums["loss"] / result.sums["tokens"], result.grad_norm))
+    if out is not None:
+        native.save(Path(out), trainer.raw, trainer.architecture, trainer.optimizer, native.TrainState(step=len(steps)))
+    stop()
+    return found
