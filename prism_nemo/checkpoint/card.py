@@ -27,6 +27,13 @@ _NOT_VERIFIED = {
 }
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes a value that stands in two entries twice: people edit cards, and an alias would tie the entries."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """A card, or an empty one where there is none.
 
@@ -104,5 +111,5 @@ def write_card(path: Path, model: str, family: str, result: Verification, layout
     ordered.update({key: value for key, value in card.items() if key not in ordered and key not in _SECTIONS})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100))
+    temporary.write_text(yaml.dump(ordered, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=100))
     os.replace(temporary, path)
