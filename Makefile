@@ -47,6 +47,8 @@ lint: $(STAMP)
 
 benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/train_throughput.py
+	@$(BIN)/python benchmarks/convert.py --rounds 4
+	@$(BIN)/python benchmarks/data.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -83,10 +83,11 @@ def data_build(
     model: Annotated[
         Path | None, typer.Option(help="Hugging Face folder: refuse a tokenizer with more tokens than the model.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenise a mixture into Megatron's indexed datasets."""
     from prism_nemo.data.build import build_mixture, build_shard
-    from prism_nemo.data.mixture import load_mixture
+    from prism_nemo.data.mixture_file import load_mixture
     from prism_nemo.data.progress import show_progress
     from prism_nemo.data.tokenizer import check_vocabulary, load_tokenizer
 
@@ -97,13 +98,13 @@ def data_build(
     workers = workers or len(os.sched_getaffinity(0))
     with show_progress(_say) as (say, watch):
         if part is not None:
-            build_shard(plan, encoder, out, part, progress=say, workers=workers, watch=watch)
+            units = build_shard(plan, encoder, out, part, progress=say, workers=workers, watch=watch)
+            _print({"shard": shard, "units": units}, as_json, f"{out}: {units} units")
             return
         manifest = build_mixture(plan, encoder, out, progress=say, workers=workers, keep_parts=keep_parts, watch=watch)
     tokens = sum(source.tokens for source in manifest.sources)
-    typer.echo(
-        f"{out}: {len(manifest.sources)} sources, {tokens:,} tokens; look at it with: prism-nemo data show {out}"
-    )
+    text = f"{out}: {len(manifest.sources)} sources, {tokens:,} tokens; look at it with: prism-nemo data show {out}"
+    _print({**json.loads(manifest.to_json()), "rebuilt": manifest.rebuilt}, as_json, text)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

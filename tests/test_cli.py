@@ -22,7 +22,7 @@ from prism_nemo.errors import InputError, PrismError, StoppedEarly
 # Verb: its arguments, then its options. Changing a line here is changing the contract with users and their scripts.
 SURFACE = {
     "quickstart": "--out --family --json",
-    "data build": "MIXTURE --tokenizer --out --workers --shard --keep-parts --model",
+    "data build": "MIXTURE --tokenizer --out --workers --shard --keep-parts --model --json",
     "data show": "FOLDER --tokens --seq-length --json",
     "import": "HF_DIR --out --tp --pp --strict --dt-floor",
     "export": "CHECKPOINT --out --dtype --tokenizer --max-shard-size --push-to",

@@ -8,12 +8,14 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prism_nemo.checkpoint.atomic import remove_leftovers, temporary_name
 from prism_nemo.errors import InputError, PrismError
 
+T = TypeVar("T")
 # Written in windows of this size: as soon as one is full the kernel is told to write it out, and the one before the
 # last is waited for and dropped from the page cache. A writer that fills the cache with gigabytes instead pays for each
 # fresh page, on a virtual machine with seconds of system time: 0.3 to 0.4 GB/s were seen where windows gave 1.6 to 1.8
@@ -81,6 +83,18 @@ class WriteFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def read_ahead(blocks: Iterator[T]) -> Iterator[T]:
+    """The same blocks, the next one read by another thread while this one is used; each must have memory of its own.
+
+    Reading and writing are copies between memory and the page cache, which the interpreter's lock does not cover.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def begin(final: Path, size: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prism_nemo.checkpoint.files import WriteFile
+from prism_nemo.checkpoint.files import WriteFile, read_ahead
 from prism_nemo.checkpoint.hf import INDEX, SINGLE
 from prism_nemo.checkpoint.safetensors_file import NAMES, as_bytes
 
@@ -72,9 +72,8 @@ def write_file(path: Path, tensors: list[Planned]) -> None:
     file = WriteFile(path)
     try:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in ordered:
-            for block in tensor.blocks():
-                file.write(as_bytes(block))
+        for block in read_ahead(block for tensor in ordered for block in tensor.blocks()):
+            file.write(as_bytes(block))
         if file.position != 8 + len(text) + end:
             raise RuntimeError(f"{path}: {file.position} bytes were written, {8 + len(text) + end} were planned")
         file.sync()

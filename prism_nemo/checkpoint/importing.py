@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from prism_nemo.checkpoint.atomic import publish
 from prism_nemo.checkpoint.distcp import CHUNK_BYTES, ChunkWriter, Record, write_metadata
-from prism_nemo.checkpoint.files import begin, clean_failure
-from prism_nemo.checkpoint.hf import BLOCK_BYTES, CARRIED_FILES, HFReader, blocks_of
+from prism_nemo.checkpoint.files import begin, clean_failure, read_ahead
+from prism_nemo.checkpoint.hf import CARRIED_FILES, HFReader, blocks_of
 from prism_nemo.checkpoint.placement import Shard, build_empty, placements
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError, PrismError
@@ -125,7 +125,7 @@ def _write(
             dtype = part.dtype(shard)
             for first, rows in blocks_of(shard.shape, dtype, CHUNK_BYTES):
                 sizes = (1,) * shard.stacked + (rows, *shard.shape[1:])
-                blocks = part.blocks(shard, first, rows)
+                blocks = read_ahead(part.blocks(shard, first, rows))
                 writer.tensor(shard.key, dtype, shard.global_shape, shard.at_row(first), sizes, blocks)
         for value in objects:
             writer.object(value.unique_key, value.data)
@@ -164,7 +164,6 @@ class Part:
     def __init__(self, reader: HFReader, rank: int, size: int, strict: bool) -> None:
         self.reader, self.rank, self.tp_size, self.strict = reader, rank, size, strict
         self.not_finite: set[str] = set()
-        self._buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
 
     def dtype(self, shard: Shard) -> torch.dtype:
         """Type of a shard: that of its tensors, which are of one type."""
@@ -175,13 +174,10 @@ class Part:
         return torch.Size(shard.shape).numel() * self.dtype(shard).itemsize
 
     def blocks(self, shard: Shard, first: int, rows: int) -> Iterator[torch.Tensor]:
-        """Rows of a shard, block by block; a block is valid until the next one."""
+        """Rows of a shard, block by block, each in memory of its own."""
         dtype, tail = self.dtype(shard), shard.shape[1:]
-        row_bytes = torch.Size(tail).numel() * dtype.itemsize
-        if row_bytes > len(self._buffer):
-            self._buffer = torch.empty(row_bytes, dtype=torch.uint8)
-        for begun, count in blocks_of((rows, *tail), dtype, len(self._buffer)):
-            block = self._buffer[: count * row_bytes].view(dtype).view(count, *tail)
+        for begun, count in blocks_of((rows, *tail), dtype):
+            block = torch.empty((count, *tail), dtype=dtype)
             row = shard.first + first + begun
             self.reader.read_part(shard.mapping, shard.sources, self.rank, self.tp_size, row, block)
             # A sum is finite unless a number is not, or it overflowed: one cheap pass, then a closer look.

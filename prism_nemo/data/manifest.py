@@ -12,8 +12,10 @@ from prism_nemo.data.mixture import nearest
 from prism_nemo.errors import InputError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-"""Raised whenever an older `manifest.json` can no longer be read."""
+FORMAT = 2
+"""Of what is written. Format 1 (before reports, deduplication and decontamination) is still read."""
+
+_READABLE = (1, 2)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class BuiltSource:
         fingerprint: Over everything that decides the stored tokens: input bytes, text field, tokenizer, format.
         prefix: File name of the `.bin` and `.idx` pair without suffix, inside the build folder.
         inputs: The files read.
+        report: What was left out, as `removed.add_reports` gives it; empty for a build of format 1.
     """
 
     name: str
@@ -54,6 +57,7 @@ class BuiltSource:
     fingerprint: str
     prefix: str
     inputs: list[InputFile]
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +82,9 @@ class Manifest:
         tokenizer: What encoded the text.
         versions: Of prism-nemo, megatron-core and tokenizers at the time.
         sources: In the order of the mixture.
+        deduplicate: The mixture's rule, or None.
+        decontaminate: The evaluation files with their hashes, how many texts were looked for and how many were too
+            short; or None.
         rebuilt: Names of the sources that this call of `build_mixture` wrote; not stored, empty when loaded.
     """
 
@@ -87,6 +94,8 @@ class Manifest:
     tokenizer: BuiltTokenizer
     versions: dict[str, str]
     sources: list[BuiltSource]
+    deduplicate: dict[str, Any] | None = None
+    decontaminate: dict[str, Any] | None = None
     rebuilt: tuple[str, ...] = field(default=(), compare=False)
 
     def source(self, name: str) -> BuiltSource:
@@ -152,8 +161,11 @@ def load_manifest(dir: str | Path) -> Manifest:
         raise InputError(f"{file}: not found, so {folder} holds no finished build; run `prism-nemo data build` first.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise InputError(f"{file}: format {content['format']}, this version reads {FORMAT}; build the data again.")
+        if content["format"] not in _READABLE:
+            raise InputError(
+                f"{file}: format {content['format']}, this version reads {_READABLE[0]} to {FORMAT}; build the data "
+                "again."
+            )
         manifest = Manifest(
             dir=folder,
             mixture=content["mixture"],
@@ -161,6 +173,8 @@ def load_manifest(dir: str | Path) -> Manifest:
             tokenizer=BuiltTokenizer(**content["tokenizer"]),
             versions=content["versions"],
             sources=[source_from_json(item) for item in content["sources"]],
+            deduplicate=content.get("deduplicate"),
+            decontaminate=content.get("decontaminate"),
         )
     except (ValueError, KeyError, TypeError) as err:
         raise InputError(f"{file}: is damaged ({err!r}); build the data again.") from err

@@ -1,44 +1,72 @@
-"""What a run trains on: sources with shares of tokens, read from YAML and checked before any work.
-
-A mixture file (relative paths are relative to the file)::
-
-    name: pocket
-    retention: {share: 0.10, sources: [general]}    # or, said out loud: retention: none
-    sources:
-      - {name: math, domain: math, paths: [math/*.jsonl], weight: 0.6}
-      - {name: general, domain: general, paths: [general.jsonl], weight: 0.4, max_epochs: 4}
-      - {name: general-heldout, domain: general, paths: [heldout.jsonl], weight: 0}
-
-`weight` is a share of training *tokens*, normalised over the sources; it does not follow the size of the files.
-A source of weight 0 is tokenised but never trained on: held-out text.
-"""
+"""What a run trains on: sources with shares of tokens, and the checks that need no work. Files: `mixture_file.py`."""
 
 from __future__ import annotations
 
 import difflib
-import glob
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from prism_nemo.data.expression import Expression
+from prism_nemo.data.template import render_template
 from prism_nemo.errors import InputError
 
-TEXT_SUFFIXES = (".txt", ".py")
-"""One document per file."""
-
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
-"""One document per line."""
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".py": "text",
+    ".bin": "tokens",
+}
+"""Kind of a file by the end of its name: a document per line, per row, per file, or (`.bin` with `.idx`) tokens."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Shares such as 0.1 are not exact in binary; ten shares of 0.1 must still meet a retention share of 1.0.
 _SHARE_TOLERANCE = 1e-9
+
+
+@dataclass
+class Hub:
+    """A dataset of the Hugging Face Hub, read as a stream and never stored.
+
+    Attributes:
+        id: `org/name`.
+        config: Its configuration (subset), where it has several.
+        split: The split to read.
+        revision: Branch, tag or commit; what it stands for at the time of the build is recorded.
+    """
+
+    id: str
+    config: str | None = None
+    split: str = "train"
+    revision: str = "main"
+
+
+@dataclass
+class Input:
+    """Files of one form, and how a record of theirs becomes a document.
+
+    Attributes:
+        paths: Files; absolute after `load_mixture`.
+        hub: Read instead of files.
+        text_field: The field that holds the document; unused for plain text and tokens.
+        template: Text with field names in braces, instead of `text_field`.
+        turns: The field that holds a conversation, instead of `text_field`.
+        speakers: Whether each turn starts with `User:` or `Assistant:`.
+        filter: Expressions over fields; a record is kept if all of them hold.
+    """
+
+    paths: list[str]
+    hub: Hub | None = None
+    text_field: str = "text"
+    template: str | None = None
+    turns: str | None = None
+    speakers: bool = True
+    filter: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -50,8 +78,11 @@ class Source:
         domain: What the text is about (`math`, `general`, ...); for reports and per-domain losses.
         paths: Files, or patterns in the YAML; absolute file names after `load_mixture`.
         weight: Share of training tokens before normalisation; 0 means built but never trained on.
-        text_field: The key that holds the document in a JSONL line; unused for plain text.
+        text_field: As in `Input`; so are `template`, `turns`, `speakers`, `filter` and `hub`.
         max_epochs: Refuse to train on this source for more passes than this; None means no limit.
+        inputs: Instead of all that `Input` has: several inputs of different form.
+        max_bad: Documents that may be unreadable (counted and reported) before the source is refused.
+        max_document_bytes: A longer line or text counts as unreadable: a whole corpus on one line is a mistake.
     """
 
     name: str
@@ -60,6 +91,50 @@ class Source:
     weight: float
     text_field: str = "text"
     max_epochs: float | None = None
+    template: str | None = None
+    turns: str | None = None
+    speakers: bool = True
+    filter: list[str] = field(default_factory=list)
+    hub: Hub | None = None
+    inputs: list[Input] = field(default_factory=list)
+    max_bad: int = 0
+    max_document_bytes: int = 64 << 20
+
+    def all_inputs(self) -> list[Input]:
+        """Returns what is read, in order."""
+        if self.inputs:
+            return self.inputs
+        return [Input(self.paths, self.hub, self.text_field, self.template, self.turns, self.speakers, self.filter)]
+
+    def all_paths(self) -> list[str]:
+        """Returns the files of all inputs, in order."""
+        return [name for item in self.all_inputs() for name in item.paths]
+
+
+@dataclass
+class Deduplicate:
+    """What counts as a repeated document, over all sources; the first one stays, held-out sources come first.
+
+    Attributes:
+        exact: The same text.
+        near: Least estimated Jaccard similarity of 5-word shingles, in (0, 1); None does not look.
+    """
+
+    exact: bool = True
+    near: float | None = None
+
+
+@dataclass
+class Decontaminate:
+    """Evaluation sets whose text must not be trained on.
+
+    Attributes:
+        against: JSON lines or text files; every text inside a record counts as an item.
+        ngram: A document that shares this many consecutive words with an item is left out.
+    """
+
+    against: list[str]
+    ngram: int = 13
 
 
 @dataclass
@@ -83,45 +158,20 @@ class Mixture:
         name: For reports.
         sources: In the order of the file.
         retention: None only where the author wrote `retention: none`.
+        deduplicate: None keeps repeated documents.
+        decontaminate: None looks for no evaluation set.
     """
 
     name: str
     sources: list[Source] = field(default_factory=list)
     retention: Retention | None = None
+    deduplicate: Deduplicate | None = None
+    decontaminate: Decontaminate | None = None
 
     def shares(self) -> dict[str, float]:
         """Returns each source's share of training tokens; the shares sum to 1."""
         total = sum(source.weight for source in self.sources)
         return {source.name: source.weight / total for source in self.sources}
-
-
-def load_mixture(path: str | Path) -> Mixture:
-    """Reads and checks a mixture; file patterns are expanded and sorted.
-
-    Args:
-        path: The YAML file.
-
-    Raises:
-        InputError: Anything is wrong with the file or with what it names; the message has the file and the key.
-    """
-    path = Path(path)
-    raw = _read_yaml(path)
-    where = str(path)
-    _check_keys(raw, Mixture, where)
-    if "retention" not in raw:
-        raise InputError(
-            f"{where}: retention: missing. Name the general sources that protect the base model's abilities, "
-            "`retention: {share: 0.10, sources: [...]}`, or write `retention: none` if no retention is wanted."
-        )
-    entries = raw.get("sources")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{where}: sources: must be a list with at least one source, found {entries!r}.")
-    sources = [_source(entry, f"{where}: sources[{i}]", path.parent) for i, entry in enumerate(entries)]
-    mixture = Mixture(
-        _text(raw.get("name"), f"{where}: name"), sources, _retention(raw["retention"], f"{where}: retention")
-    )
-    check_mixture(mixture, where)
-    return mixture
 
 
 def check_mixture(mixture: Mixture, where: str) -> None:
@@ -150,12 +200,37 @@ def check_mixture(mixture: Mixture, where: str) -> None:
             raise InputError(f"{key}.weight: {source.weight} must be 0 or more (a share of the training tokens).")
         if source.max_epochs is not None and not source.max_epochs > 0:
             raise InputError(f"{key}.max_epochs: {source.max_epochs} must be positive, or leave it out for no limit.")
-        _check_files(source, key)
+        if source.max_bad < 0 or source.max_document_bytes < 1:
+            raise InputError(
+                f"{key}: max_bad {source.max_bad} must be 0 or more, max_document_bytes "
+                f"{source.max_document_bytes} 1 or more."
+            )
+        if source.inputs and (source.paths or source.hub is not None):
+            raise InputError(f"{key}: source {source.name!r} has `inputs` and paths or a hub beside them; choose one.")
+        for number, item in enumerate(source.all_inputs()):
+            _check_input(source.name, item, f"{key}.inputs[{number}]" if source.inputs else key)
+        if not any(item.hub for item in source.all_inputs()) and not any(map(_size, source.all_paths())):
+            raise InputError(
+                f"{key}.paths: source {source.name!r} is empty: all of its {len(source.all_paths())} file(s) are."
+            )
     if not any(source.weight > 0 for source in mixture.sources):
         raise InputError(f"{where}: sources: every weight is 0, so there is nothing to train on; give one a weight.")
     _check_held_out(mixture, where)
     if mixture.retention is not None:
         _check_retention(mixture, mixture.retention, f"{where}: retention")
+    if mixture.deduplicate is not None:
+        near = mixture.deduplicate.near
+        if near is not None and not 0 < near < 1:
+            raise InputError(f"{where}: deduplicate.near: {near} must be a similarity between 0 and 1, such as 0.8.")
+        if near is None and not mixture.deduplicate.exact:
+            raise InputError(f"{where}: deduplicate: neither exact nor near; leave it out to keep repeated documents.")
+    if mixture.decontaminate is not None:
+        _check_decontaminate(mixture, mixture.decontaminate, f"{where}: decontaminate")
+
+
+def file_kind(name: str) -> str | None:
+    """Returns the kind of a file by its name, one of the values of `SUFFIXES`, or None."""
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -183,9 +258,9 @@ def _check_retention(mixture: Mixture, retention: Retention, key: str) -> None:
 
 
 def _check_held_out(mixture: Mixture, where: str) -> None:
-    trained = {name: source.name for source in mixture.sources if source.weight > 0 for name in source.paths}
+    trained = {name: source.name for source in mixture.sources if source.weight > 0 for name in source.all_paths()}
     for source in mixture.sources:
-        for name in source.paths:
+        for name in source.all_paths():
             if source.weight == 0 and name in trained:
                 raise InputError(
                     f"{where}: sources: {name} is held out by {source.name!r} (weight 0) and trained on by "
@@ -193,95 +268,48 @@ def _check_held_out(mixture: Mixture, where: str) -> None:
                 )
 
 
-def _check_files(source: Source, key: str) -> None:
-    if not source.paths:
-        raise InputError(f"{key}.paths: source {source.name!r} lists no files; name at least one.")
-    for name in source.paths:
-        file = Path(name)
-        if not file.is_file():
-            raise InputError(f"{key}.paths: {file} does not exist or is not a file (for a folder, write a pattern).")
-        if not name.endswith(JSONL_SUFFIXES + TEXT_SUFFIXES):
-            raise InputError(
-                f"{key}.paths: {file} is of an unknown kind; known: {', '.join(JSONL_SUFFIXES + TEXT_SUFFIXES)}."
-            )
-    if not any(Path(name).stat().st_size for name in source.paths):
-        raise InputError(f"{key}.paths: source {source.name!r} is empty: all of its {len(source.paths)} file(s) are.")
+def _check_input(source: str, item: Input, key: str) -> None:
+    if item.hub is not None and item.paths:
+        raise InputError(f"{key}: source {source!r} has both paths and a hub; choose one, or list both as `inputs`.")
+    if item.hub is None and not item.paths:
+        raise InputError(f"{key}.paths: source {source!r} lists no files; name at least one.")
+    if item.template is not None and item.turns is not None:
+        raise InputError(f"{key}: source {source!r} has both a template and turns; choose one.")
+    if item.template is not None:
+        render_template(item.template, f"{key}.template")
+    for text in item.filter:
+        Expression(text, f"{key}.filter")
+    for name in item.paths:
+        _check_file(name, f"{key}.paths")
+        kind = file_kind(name)
+        if kind in ("text", "tokens") and (item.filter or item.template is not None or item.turns is not None):
+            raise InputError(f"{key}: {name} has no fields, so a filter, template or turns cannot apply to it.")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such mixture file; check the path.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as err:
-        raise InputError(f"{path}: cannot be read as YAML: {err}") from err
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{path}: must be a mapping with the keys {', '.join(_names(Mixture))}.")
-    return {str(key): value for key, value in raw.items()}
+def _check_file(name: str, key: str) -> None:
+    file = Path(name)
+    if not file.is_file():
+        raise InputError(f"{key}: {file} does not exist or is not a file (for a folder, write a pattern).")
+    kind = file_kind(name)
+    if kind is None:
+        raise InputError(f"{key}: {file} is of an unknown kind; known: {', '.join(SUFFIXES)}.")
+    if kind == "tokens" and not file.with_suffix(".idx").is_file():
+        raise InputError(f"{key}: {file} has no {file.stem}.idx beside it; tokens need both files.")
 
 
-def _source(entry: Any, key: str, folder: Path) -> Source:
-    if not isinstance(entry, dict):
-        raise InputError(f"{key}: must be a mapping with the keys {', '.join(_names(Source))}, found {entry!r}.")
-    _check_keys(entry, Source, key)
-    limit = entry.get("max_epochs")
-    return Source(
-        name=_text(entry.get("name"), f"{key}.name"),
-        domain=_text(entry.get("domain"), f"{key}.domain"),
-        paths=_files(entry.get("paths"), f"{key}.paths", folder),
-        weight=_number(entry.get("weight"), f"{key}.weight"),
-        # The default lives in the dataclass alone.
-        **({"text_field": _text(entry["text_field"], f"{key}.text_field")} if "text_field" in entry else {}),
-        max_epochs=None if limit is None else _number(limit, f"{key}.max_epochs"),
-    )
+def _check_decontaminate(mixture: Mixture, wanted: Decontaminate, key: str) -> None:
+    if not 2 <= wanted.ngram <= 100:
+        raise InputError(f"{key}.ngram: {wanted.ngram} must be from 2 to 100 words; 13 is usual.")
+    if not wanted.against:
+        raise InputError(f"{key}.against: names no file; leave decontaminate out to look for no evaluation set.")
+    read = {name: source.name for source in mixture.sources for name in source.all_paths()}
+    for name in wanted.against:
+        _check_file(name, f"{key}.against")
+        if file_kind(name) == "tokens":
+            raise InputError(f"{key}.against: {name} holds tokens; evaluation sets must be text.")
+        if name in read:
+            raise InputError(f"{key}.against: {name} is also read by source {read[name]!r}, which it would empty.")
 
 
-def _retention(entry: Any, key: str) -> Retention | None:
-    if entry == "none":
-        return None
-    if not isinstance(entry, dict):
-        raise InputError(f"{key}: found {entry!r}; write `{{share: 0.10, sources: [...]}}`, or the word `none`.")
-    _check_keys(entry, Retention, key)
-    sources = entry.get("sources")
-    if not isinstance(sources, list) or not sources:
-        raise InputError(f"{key}.sources: must list the names of the general sources, found {sources!r}.")
-    return Retention(_number(entry.get("share"), f"{key}.share"), [str(name) for name in sources])
-
-
-def _files(value: Any, key: str, folder: Path) -> list[str]:
-    patterns = [value] if isinstance(value, str) else value
-    if not isinstance(patterns, list) or not all(isinstance(item, str) and item for item in patterns):
-        raise InputError(f"{key}: must be a list of files or patterns, found {value!r}.")
-    found: set[str] = set()  # two patterns that overlap must not read a file twice
-    for pattern in patterns:
-        full = (folder / Path(pattern).expanduser()).resolve()
-        # A file whose real name has brackets or a star is taken as it stands.
-        candidates = [str(full)] if full.exists() else glob.glob(str(full), recursive=True)
-        matches = [match for match in candidates if full.exists() or Path(match).is_file()]
-        if not matches:
-            raise InputError(f"{key}: {pattern!r} matches no file (looked for {full}).")
-        found.update(matches)
-    return sorted(found)
-
-
-def _check_keys(entry: Mapping[Any, Any], cls: type, where: str) -> None:
-    known = _names(cls)
-    for key in entry:
-        if key not in known:
-            raise InputError(f"{where}: unknown key {str(key)!r}{nearest(str(key), known)}")
-
-
-def _names(cls: type) -> list[str]:
-    return [item.name for item in fields(cls)]
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{key}: must be text and not empty, found {value!r}.")
-    return value
-
-
-def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{key}: must be a number, found {value!r}.")
-    return float(value)
+def _size(name: str) -> int:
+    return Path(name).stat().st_size

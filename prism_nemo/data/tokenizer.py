@@ -95,6 +95,24 @@ def load_tokenizer(path_or_dir: str | Path) -> Tokenizer:
     return Tokenizer(inner, path, hashlib.sha256(data).hexdigest(), eos_id, eos_id if pad_id is None else pad_id)
 
 
+def check_vocabulary(tokenizer: Tokenizer, hf_dir: str | Path) -> None:
+    """Checks that a model has an embedding for every token, before hours are spent on tokens that it cannot read.
+
+    Raises:
+        InputError: The tokenizer has more tokens than the model, or the folder has no readable `config.json`.
+    """
+    file = Path(hf_dir) / "config.json"
+    try:
+        size = json.loads(file.read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise InputError(f"{file}: has no readable vocab_size ({err!r}).") from None
+    if tokenizer.vocab_size > size:
+        raise InputError(
+            f"{tokenizer.path}: has {tokenizer.vocab_size} tokens, but the model {hf_dir} has {size}; build the data "
+            "with the model's own tokenizer, or grow its embedding first."
+        )
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]) -> tokenizers.Tokenizer:
     """Trains a byte-level BPE in which every digit is a token of its own.
 

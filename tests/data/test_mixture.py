@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from prism_nemo.data.mixture import Mixture, Retention, Source, check_mixture, load_mixture
+from prism_nemo.data.mixture import (
+    Decontaminate,
+    Deduplicate,
+    Hub,
+    Input,
+    Mixture,
+    Retention,
+    Source,
+    check_mixture,
+)
+from prism_nemo.data.mixture_file import load_mixture
 from prism_nemo.errors import InputError
 
 GOOD = """
@@ -131,3 +141,74 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_a_mixture_made_in_python_is_checked_too() -> None:
     with pytest.raises(InputError, match=r"here: sources\[0\]\.paths"):
         check_mixture(Mixture("m", [Source("a", "d", ["/nowhere.txt"], 1.0)]), "here")
+
+
+FULL = """
+name: m
+retention: none
+deduplicate: {near: 0.7}
+decontaminate: {against: [h.txt], ngram: 8}
+sources:
+  - name: qa
+    domain: math
+    weight: 1
+    max_bad: 3
+    max_document_bytes: 1000
+    inputs:
+      - {paths: [sub/a.jsonl], template: "{q}\\n{a}", filter: ["score >= 3", "judgment == 'right'"]}
+      - {hub: {id: org/name, config: c, split: s, revision: v1}, turns: messages, speakers: false}
+"""
+
+
+def test_inputs_filters_and_rules_are_read(tmp_path: Path) -> None:
+    mixture = load_mixture(write(tmp_path, FULL))
+    assert mixture.deduplicate == Deduplicate(True, 0.7)
+    assert mixture.decontaminate == Decontaminate([str(tmp_path / "h.txt")], 8)
+    (source,) = mixture.sources
+    assert (source.max_bad, source.max_document_bytes) == (3, 1000)
+    assert source.all_inputs() == [
+        Input([str(tmp_path / "sub/a.jsonl")], template="{q}\n{a}", filter=["score >= 3", "judgment == 'right'"]),
+        Input([], Hub("org/name", "c", "s", "v1"), turns="messages", speakers=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("score >= 3", "score >= open('x')", ["inputs[0].filter", "not allowed"]),
+        ("score >= 3", "score >=", ["inputs[0].filter", "not an expression"]),
+        ('"{q}\\n{a}"', '"{q!r}"', ["inputs[0].template", "field name"]),
+        ('"{q}\\n{a}"', "no field", ["inputs[0].template", "names no field"]),
+        ("turns: messages", "turns: messages, template: '{a}'", ["turns", "template", "choose one"]),
+        ("turns: messages", "turns: messages, text_field: a", ["text_field", "choose one"]),
+        ("turns: messages", "turn: messages", ["unknown key 'turn'", "did you mean 'turns'"]),
+        ("turns: messages, ", "", ["inputs[1].speakers"]),
+        ("id: org/name, ", "", ["inputs[1].hub.id: missing"]),
+        ("split: s", "spilt: s", ["inputs[1].hub", "did you mean 'split'"]),
+        ("sub/a.jsonl", "g.txt", ["inputs[0]", "has no fields"]),
+        ("    inputs:", "    template: x\n    inputs:", ["template", "beside `inputs`"]),
+        ("    inputs:", "    paths: [g.txt]\n    inputs:", ["choose one"]),
+        ("max_bad: 3", "max_bad: 0.5", ["max_bad", "whole number"]),
+        ("max_bad: 3", "max_bad: -1", ["max_bad"]),
+        ("near: 0.7", "near: 7", ["deduplicate.near"]),
+        ("{near: 0.7}", "{exact: false}", ["deduplicate", "neither"]),
+        ("{near: 0.7}", "fuzzy", ["deduplicate", "exact"]),
+        ("ngram: 8", "ngram: 1", ["decontaminate.ngram"]),
+        ("[h.txt]", "[]", ["decontaminate.against", "names no file"]),
+        ("[h.txt]", "[nothere.txt]", ["decontaminate.against", "matches no file"]),
+        ("[h.txt]", "[sub/a.jsonl]", ["decontaminate.against", "read by source 'qa'"]),
+    ],
+)
+def test_each_mistake_in_the_longer_form_names_its_key(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+    assert old in FULL
+    path = write(tmp_path, FULL.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        load_mixture(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_token_file_needs_its_index(tmp_path: Path) -> None:
+    (tmp_path / "t.bin").write_bytes(b"xx")
+    with pytest.raises(InputError, match=r"t\.bin has no t\.idx"):
+        load_mixture(write(tmp_path, GOOD.replace("g.txt", "t.bin")))
