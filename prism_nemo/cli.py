@@ -124,8 +124,6 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Documents, tokens, planned and realised shares and epochs; refuses a run that repeats a source too often."""
-    from rich.console import Console
-
     from prism_nemo.data.build import load_manifest
     from prism_nemo.data.show import MIN_WIDTH, show, tree
 
@@ -133,9 +131,7 @@ def data_show(
     if as_json:
         typer.echo(json.dumps(view))
     else:
-        console = Console(highlight=False)
-        console.width = max(console.width, MIN_WIDTH)
-        console.print(tree(view))
+        _show(tree(view), MIN_WIDTH)
     if view["refused"] is not None:
         raise InputError(f"{folder}: the run would repeat sources too often: {view['refused']}")
 
@@ -205,6 +201,15 @@ def export(
     if push_to is not None:
         upload(out, push_to)
     typer.echo(f"{out}: exported from {checkpoint}; check it with: prism-nemo verify {out} {checkpoint}")
+
+
+def _show(content: Any, min_width: int) -> None:
+    """Print something made with rich; a narrower terminal, or a pipe, gets this width, as rich would crop it."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, min_width)
+    console.print(content)
 
 
 def _is_main() -> bool:
@@ -316,8 +321,6 @@ def models(
     as_json: Json = False,
 ) -> None:
     """The models that this project is made for: sizes, layouts that fit, and what is not sure about them."""
-    from rich.console import Console
-
     from prism_nemo.models.catalog import CATALOG, find
     from prism_nemo.models.catalog_view import MIN_WIDTH, detail, overview, to_dict
 
@@ -325,9 +328,7 @@ def models(
     if as_json:
         typer.echo(json.dumps([to_dict(m) for m in CATALOG.values()] if model is None else to_dict(model)))
     else:
-        console = Console(highlight=False)
-        console.width = max(console.width, MIN_WIDTH)
-        console.print(overview(CATALOG.values()) if model is None else detail(model))
+        _show(overview(CATALOG.values()) if model is None else detail(model), MIN_WIDTH)
 
 
 @app.command("eval")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prism_nemo.checkpoint.exporting import export_worker
-from prism_nemo.checkpoint.hf import BLOCK_BYTES, HFReader, blocks_of
+from prism_nemo.checkpoint.hf import HFReader, blocks_of
 from prism_nemo.checkpoint.hf_writer import DEFAULT_SHARD_BYTES
 from prism_nemo.checkpoint.importing import ImportReport, fill_world, import_worker
 from prism_nemo.checkpoint.native import read_architecture
@@ -41,7 +41,7 @@ def load_hf_weights(model: torch.nn.Module, architecture: Architecture, reader: 
                 f"has {tuple(parameter.shape)}"
             )
         dtype = reader.dtype(sources[0])
-        for first, rows in blocks_of(tuple(parameter.shape), dtype, BLOCK_BYTES):
+        for first, rows in blocks_of(tuple(parameter.shape), dtype):
             target = parameter.data[first : first + rows]
             direct = target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous()
             block = target if direct else torch.empty((rows, *parameter.shape[1:]), dtype=dtype)

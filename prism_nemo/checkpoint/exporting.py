@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import torch.distributed as dist
 
 from prism_nemo.checkpoint.atomic import publish_folder, read_manifest
 from prism_nemo.checkpoint.distcp_reader import CheckpointReader
-from prism_nemo.checkpoint.files import begin, clean_failure
+from prism_nemo.checkpoint.files import clean_failure
 from prism_nemo.checkpoint.hf import HEAD, blocks_of, embedding_name
 from prism_nemo.checkpoint.hf_writer import Planned, plan_files, write_file, write_index
-from prism_nemo.checkpoint.importing import CARRIED, carry, on_main, together
+from prism_nemo.checkpoint.importing import CARRIED, carry, on_main, temporary_folder, together
 from prism_nemo.checkpoint.placement import Segment, build_empty, placements, segments
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import PrismError
@@ -109,19 +108,14 @@ def export_worker(
                 for name, shape in tensors.shapes.items()
             ]
             files = plan_files(planned, max_shard_bytes)
-            temporary = on_main(lambda: begin(final, sum(tensor.bytes for tensor in planned)))
-            try:
+            sizes: dict[torch.dtype, int] = {}
+            for tensor in planned:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+            config = hf_config(architecture, sizes)
+            carried = Path(tokenizer) if tokenizer else source / CARRIED
+            with temporary_folder(final, sum(sizes.values())) as temporary:
                 together(lambda: _write_share(temporary, final, files))
-                sizes: dict[torch.dtype, int] = {}
-                for tensor in planned:
-                    sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
-                config = hf_config(architecture, sizes)
-                carried = Path(tokenizer) if tokenizer else source / CARRIED
                 on_main(lambda: _finish(temporary, final, files, config, carried))
-            except Exception:
-                if runtime.is_main:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                raise
     finally:
         stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -75,6 +76,22 @@ def on_main(action: Callable[[], T]) -> T:
     return values[0]  # type: ignore[return-value]
 
 
+@contextlib.contextmanager
+def temporary_folder(final: Path, size: int) -> Iterator[Path]:
+    """The folder, the same on every rank, that will become `final`; gone if the block fails on any of them.
+
+    Raises:
+        InputError: See `prism_nemo.checkpoint.files.begin`.
+    """
+    temporary = on_main(lambda: begin(final, size))
+    try:
+        yield temporary
+    except Exception:
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def import_worker(
     hf_dir: str, out: str, architecture: Architecture, strict: bool, manifest: dict[str, Any], parallel: ParallelConfig
 ) -> ImportReport:
@@ -87,24 +104,20 @@ def import_worker(
     mine = sorted((shard for shard in shards if shard.writes), key=lambda s: reader.position(s.sources[0]))
     part = Part(reader, parallel_rank(), tp, strict)
     total = sum(together(lambda: sum(part.size(shard) for shard in mine)))
-    temporary = on_main(lambda: begin(final, total))
     try:
-        written = together(lambda: _write(temporary, final, part, mine, objects))
-        report = ImportReport(total, sorted({n for _, names in written for n in names}), reader.skipped())
-        record = {
-            "architecture": architecture.to_dict(),
-            "versions": versions(),
-            "step": 0,
-            "has_optimizer": False,
-            "stored_tied_head": reader.tied_head(architecture),
-            "not_finite": report.not_finite,
-            **manifest,
-        }
-        on_main(lambda: _finish(temporary, final, reader, [r for r, _ in written], record))
-    except Exception:
-        if runtime.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with temporary_folder(final, total) as temporary:
+            written = together(lambda: _write(temporary, final, part, mine, objects))
+            report = ImportReport(total, sorted({n for _, names in written for n in names}), reader.skipped())
+            record = {
+                "architecture": architecture.to_dict(),
+                "versions": versions(),
+                "step": 0,
+                "has_optimizer": False,
+                "stored_tied_head": reader.tied_head(architecture),
+                "not_finite": report.not_finite,
+                **manifest,
+            }
+            on_main(lambda: _finish(temporary, final, reader, [r for r, _ in written], record))
     finally:
         stop()
     return report

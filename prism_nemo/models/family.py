@@ -62,6 +62,14 @@ class Mamba:
         return self.heads * self.head_dim
 
 
+def mamba_fits(heads: int, groups: int, size: int) -> bool:
+    """Whether a mixer's heads and groups can be cut into `size` parts.
+
+    With fewer groups than parts, every rank computes the B and C that it needs.
+    """
+    return heads % size == 0 and (groups % size == 0 or size % groups == 0)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A decoder, in Megatron's terms; independent of the layout over processes.
@@ -131,11 +139,8 @@ class Architecture:
     def fits_tensor_parallel(self, size: int) -> bool:
         """Whether every layer can be cut into `size` parts."""
         divided = [self.num_attention_heads, self.num_query_groups, self.ffn_hidden_size]
-        if self.mamba is None:
-            return not any(n % size for n in divided)
-        # With fewer groups than ranks, B and C are computed by every rank that needs them.
-        groups = self.mamba.groups
-        return not any(n % size for n in [*divided, self.mamba.heads]) and (groups % size == 0 or size % groups == 0)
+        mamba = self.mamba
+        return not any(n % size for n in divided) and (mamba is None or mamba_fits(mamba.heads, mamba.groups, size))
 
     def tensor_parallel_sizes(self) -> list[int]:
         """Every size that fits."""

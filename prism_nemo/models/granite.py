@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from prism_nemo.errors import InputError
-from prism_nemo.models import tables
 from prism_nemo.models.family import Architecture, Family, Rope, register
 from prism_nemo.models.hf_config import HFConfig
 from prism_nemo.models.llama import dense_table, read_decoder
@@ -114,15 +113,7 @@ class Granite(Family):
         a, tp = architecture, tensor_model_parallel_size
         if a.hf_config["architectures"][0] != GRANITE_4:
             return dense_table(a, tp)
-        hf, layers = "model.layers.{layer}.", tuple(range(a.num_layers))
-        mlp = f"{hf}shared_mlp."
-        return [
-            tables.norm(a, "input_layernorm", f"{hf}input_layernorm", layers),
-            *tables.attention(a, f"{hf}self_attn.", layers),
-            tables.norm(a, "pre_mlp_layernorm", f"{hf}post_attention_layernorm", layers),
-            *tables.mlp(a, (f"{mlp}input_linear",), f"{mlp}output_linear", layers),
-            *tables.vocabulary(a, tp, "model.embed_tokens", "lm_head", "model.norm"),
-        ]
+        return dense_table(a, tp, ("shared_mlp.input_linear",), "shared_mlp.output_linear")
 
 
 register(Granite())

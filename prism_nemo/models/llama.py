@@ -41,16 +41,17 @@ def read_decoder(config: HFConfig) -> dict[str, Any]:
     }
 
 
-def dense_table(a: Architecture, tp: int, prefix: str = "model") -> list[WeightMapping]:
-    """Weight table of a transformer with Llama's tensor names."""
-    hf, layers = f"{prefix}.layers.{{layer}}.", tuple(range(a.num_layers))
-    mlp = f"{hf}mlp."
+def dense_table(
+    a: Architecture, tp: int, up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj"), down: str = "mlp.down_proj"
+) -> list[WeightMapping]:
+    """Weight table of a transformer with Llama's tensor names; `up` and `down` are those of the MLP."""
+    hf, layers = "model.layers.{layer}.", tuple(range(a.num_layers))
     return [
         tables.norm(a, "input_layernorm", f"{hf}input_layernorm", layers),
         *tables.attention(a, f"{hf}self_attn.", layers),
         tables.norm(a, "pre_mlp_layernorm", f"{hf}post_attention_layernorm", layers),
-        *tables.mlp(a, (f"{mlp}gate_proj", f"{mlp}up_proj"), f"{mlp}down_proj", layers),
-        *tables.vocabulary(a, tp, f"{prefix}.embed_tokens", "lm_head", f"{prefix}.norm"),
+        *tables.mlp(a, tuple(f"{hf}{name}" for name in up), f"{hf}{down}", layers),
+        *tables.vocabulary(a, tp, "model.embed_tokens", "lm_head", "model.norm"),
     ]
 
 

@@ -10,14 +10,12 @@ shapes and comparing weights all follow from that one statement.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from prism_nemo.errors import InputError
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from prism_nemo.errors import InputError
+from prism_nemo.models.family import mamba_fits
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class MambaLayout:
             )
 
     def _fits(self, tp: int) -> bool:
-        return self.heads % tp == 0 and (self.groups % tp == 0 or tp % self.groups == 0)
+        return mamba_fits(self.heads, self.groups, tp)
 
     @property
     def replicated(self) -> bool:
