@@ -1,4 +1,6 @@
-"""Building token data, against the tokenizer alone in memory and against `datasets.map`, interleaved.
+"""Building token data and reading batches of it.
+
+Building, against the tokenizer alone in memory and against `datasets.map`, interleaved:
 
     python benchmarks/data.py [--json] [--rounds 5] [--megabytes 8] [--threads 1]
 
@@ -10,6 +12,8 @@ All three tokenise the same text with the same tokenizer, read from nothing, fil
 
 Rounds alternate the order, and the figures are medians of per-round ratios, so that a busy machine slows all alike.
 The text is Python's own library; the tokenizer is trained on part of it (32,768 tokens, byte-level BPE).
+
+Then the batch path, start-up, memory and realised shares of a large plan: `data_batches.py`, which also runs alone.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import data_batches
 
 VOCABULARY = 32768
 BATCH_CHARACTERS = 1_000_000
@@ -149,7 +155,8 @@ def main() -> None:
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     result = measure(arguments.rounds, arguments.megabytes, arguments.threads)
     if arguments.json:
-        print(json.dumps(result))
+        for line in (result, *data_batches.measure(arguments.rounds)):
+            print(json.dumps(line))
         return
     print(f"{result['tokens'] / 1e6:.1f}M tokens, {result['threads']} thread(s)")
     print(
@@ -157,6 +164,8 @@ def main() -> None:
         f"(target 0.85); datasets.map {result['datasets_map']} tok/s, ratio {result['ratio_to_datasets_map']} "
         "(target 1.0)"
     )
+    for line in data_batches.measure(arguments.rounds):
+        print(f"{line['name']}: {line['ours']:,} {line['unit']}, target {line['target']:,}, pass {line['pass']}")
 
 
 if __name__ == "__main__":

@@ -121,13 +121,14 @@ def data_show(
     folder: Annotated[Path, typer.Argument(help="Folder written by `data build`.")],
     tokens: Annotated[float, typer.Option(help="Tokens that a run would train on; default one pass of all.")] = 0,
     seq_length: Annotated[int, typer.Option(help="Tokens per sample.")] = 8192,
+    packing: Annotated[str, typer.Option(help="best_fit or concatenate.")] = "best_fit",
     as_json: Json = False,
 ) -> None:
     """Documents, tokens, planned and realised shares and epochs; refuses a run that repeats a source too often."""
     from prism_nemo.data.build import load_manifest
     from prism_nemo.data.show import MIN_WIDTH, show, tree
 
-    view = show(load_manifest(folder), tokens, seq_length)
+    view = show(load_manifest(folder), tokens, seq_length, packing)
     if as_json:
         typer.echo(json.dumps(view))
     else:
@@ -331,6 +332,34 @@ def models(
         _show(overview(CATALOG.values()) if model is None else detail(model), MIN_WIDTH)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (.py) or a resolved config.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, by dotted name.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the catalog or Hugging Face folder, in place of a checkpoint.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Default as many as the recipe's layout has.")] = None,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200.")] = "h100",
+    assume: Annotated[list[str] | None, typer.Option(help="key=value of an assumption; may be repeated.")] = None,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearse", help="Build every rank at full size without memory, and count.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Memory, time and layouts of a run before any GPU hour is spent; refuses what does not fit."""
+    from prism_nemo.planning.plan import make_plan, to_dict
+    from prism_nemo.planning.show import MIN_WIDTH, plan_view
+
+    found = make_plan(recipe, overrides or [], model, gpus, gpu, assume, rehearsal)
+    if as_json:
+        typer.echo(json.dumps(to_dict(found)))
+    else:
+        _show(plan_view(found), MIN_WIDTH)
+    if found.refusal is not None:
+        raise InputError(found.refusal)
+
+
 @app.command("eval")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
@@ -385,6 +414,19 @@ def analyze_weights(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine offers, which kernel each part will use, and what is missing."""
+    from prism_nemo.runtime.doctor import diagnose
+    from prism_nemo.runtime.doctor_view import MIN_WIDTH, doctor_view
+
+    found = diagnose()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        _show(doctor_view(found), MIN_WIDTH)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a quickstart run.")],
 ) -> None:
@@ -413,6 +455,10 @@ def main() -> None:
         if usage is not None and hasattr(error, "format_message"):
             typer.echo(f"prism-nemo: {error.format_message()}", err=True)
             sys.exit(usage)
+        if isinstance(error, RuntimeError) and "transformer-engine" in str(error) and "meta package" in str(error):
+            # Raised by Megatron-Core's `import transformer_engine`, which expects ImportError at most.
+            typer.echo(f"prism-nemo: {error}; see: prism-nemo doctor", err=True)
+            sys.exit(2)
         raise
 
 

@@ -29,18 +29,41 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = 1
     data_parallel_size: int = 1
     sequence_parallel: bool = False
+    context_parallel_size: int = 1  # ranks that share the tokens of a row; see models/layers/context_parallel.py
+    virtual_pipeline_model_parallel_size: int = 1  # parts of the model on each pipeline stage; 1: not interleaved
+    overlap_grad_reduce: bool = False  # reduce gradients while the backward pass goes on
+    overlap_param_gather: bool = False  # gather updated parameters during the next forward pass
+    bucket_size: int | None = None  # parameters per bucket of what overlaps; None: Megatron-Core's choice
 
     @property
     def world_size(self) -> int:
         """Number of processes."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.data_parallel_size
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+            * self.data_parallel_size
+        )
 
     def describe(self) -> str:
         """Short form for progress lines and reports, such as ``TP2 PP1 DP1``."""
-        sp = " SP" if self.sequence_parallel else ""
-        return (
-            f"TP{self.tensor_model_parallel_size} PP{self.pipeline_model_parallel_size} DP{self.data_parallel_size}{sp}"
-        )
+        parts = [f"TP{self.tensor_model_parallel_size}", f"PP{self.pipeline_model_parallel_size}"]
+        if self.virtual_pipeline_model_parallel_size > 1:
+            parts.append(f"VPP{self.virtual_pipeline_model_parallel_size}")
+        if self.context_parallel_size > 1:
+            parts.append(f"CP{self.context_parallel_size}")
+        parts.append(f"DP{self.data_parallel_size}")
+        return " ".join(parts + ["SP"] * self.sequence_parallel)
+
+
+@dataclass
+class RecomputeConfig:
+    """Activations that are computed again in the backward pass instead of being kept."""
+
+    granularity: str = "none"  # none; selective: of parts of a layer; full: of whole layers, keeping their inputs
+    method: str = "uniform"  # full: uniform keeps the input of every num_layers-th layer; block: see the next line
+    num_layers: int = 1  # full, block: layers of each pipeline stage (or part of one) that are computed again
+    modules: list[str] = field(default_factory=lambda: ["core_attn"])  # selective: core_attn, mlp
 
 
 @dataclass
@@ -71,14 +94,66 @@ class DataConfig:
     path: str = "???"
     validation_source: str | None = None
     validation_rows: int = 64
+    packing: str = "best_fit"  # or concatenate; see prism_nemo/data/packing.py
+    isolate_documents: bool = True  # attention and positions start anew at each document
+    index_dir: str | None = None  # where rows are kept; None: in the run directory. May be shared between runs
+    change_mixture: bool = False  # go on with other data than the run was started with, from where it stands
 
 
 @dataclass
 class CheckpointConfig:
-    """When to save, and how many checkpoints to keep."""
+    """When to save, how, and which checkpoints to keep; see docs/checkpoints.md."""
 
     save_interval: int = 500
-    keep: int = 2
+    keep: int = 2  # the newest so many
+    keep_every: int | None = None  # and for ever those whose step is a multiple of this
+    async_save: bool = True  # training goes on while a checkpoint is written
+    verify_on_load: bool = True  # compare every file with its SHA-256 before going on from a checkpoint
+
+
+@dataclass
+class GuardConfig:
+    """What a run does when its numbers, its processes or its machines go wrong; see prism_nemo/training/guards.py."""
+
+    max_bad_steps: int = 5  # stop after so many steps in a row whose loss or gradient is not finite
+    spike: str = "warn"  # what a loss spike leads to: off, warn, skip or rollback
+    spike_z: float = 8.0  # robust z-score from which a loss is a spike
+    spike_window: int = 128  # steps that it is compared with
+    max_rollbacks: int = 3
+    watchdog_seconds: float | None = 1800.0  # end the run, with every rank's stack, when a step takes longer
+    slow_rank_ratio: float = 1.5  # name a rank that is busy for so many times the median
+    replica_check_interval: int = 500  # compare the parameters of data-parallel replicas every so many steps; 0: never
+
+
+@dataclass
+class MonitorConfig:
+    """Where numbers go beside ``metrics.jsonl``."""
+
+    tensorboard: bool | None = None  # null: where it is installed
+    wandb: str = "off"  # off, online or offline
+    mlflow_uri: str | None = None  # tracking server or folder
+    project: str = "prism-nemo"  # of W&B; the experiment of MLflow
+
+
+@dataclass
+class PrecisionConfig:
+    """The numbers that training computes in; see docs/precision.md. FP8 defaults are Megatron-Core's."""
+
+    dtype: str | None = None  # of parameters and activations: fp32 or bf16; None: fp32 on CPU, bf16 on GPU
+    fp8: str = "off"  # off; on: Transformer Engine; emulate: the same rounding in torch, on any device
+    fp8_recipe: str = "delayed"  # delayed, tensorwise, blockwise or mxfp8
+    fp8_format: str = "hybrid"  # hybrid: gradients in E5M2; e4m3: everything in E4M3
+    fp8_param_gather: bool = False  # keep weights in FP8 and gather them as such
+    fp8_margin: int = 0  # delayed: the scale is divided by 2 to this power
+    fp8_amax_history_len: int = 1  # delayed: passes
+    fp8_amax_compute_algo: str = "most_recent"  # delayed: most_recent or max of the history
+    first_last_layers_bf16: bool = False
+    num_layers_at_start_in_bf16: int = 1  # used only with first_last_layers_bf16, as is the next
+    num_layers_at_end_in_bf16: int = 1
+
+    def __post_init__(self) -> None:
+        # YAML reads on and off as booleans.
+        self.fp8 = {"True": "on", "False": "off"}.get(str(self.fp8), self.fp8)
 
 
 @dataclass
@@ -90,9 +165,12 @@ class MidtrainConfig:
     model: dict[str, Any] | None = None  # HF config values, used only when init_from is None
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     train_steps: int = 25_000
     seq_length: int = 8192
     micro_batch_size: int = 1
@@ -104,6 +182,7 @@ class MidtrainConfig:
     max_seconds: float | None = None  # stop cleanly, with a checkpoint, after this many seconds
     use_distributed_optimizer: bool = True
     seed: int = 1234
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
 
 
 @dataclass
@@ -139,17 +218,21 @@ class RLConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-7, weight_decay=0.0))
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(lr_warmup_steps=0, decay="linear", min_lr_ratio=0.0)
     )
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(save_interval=100))
+    guards: GuardConfig = field(default_factory=lambda: GuardConfig(spike="off"))
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     train_steps: int = 1000
     micro_batch_size: int = 16
     log_interval: int = 1
     max_seconds: float | None = None
     use_distributed_optimizer: bool = True
     seed: int = 1234
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
 
 
 ConfigType = TypeVar("ConfigType")
@@ -246,7 +329,8 @@ def _field_schema(schema: Any, name: str) -> Any:
 
 def _unknown(schema: Any, name: str, prefix: str, where: str) -> InputError:
     names = [f.name for f in dataclasses.fields(schema)]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    # An abbreviation is nearer than a word that happens to have its letters.
+    near = [n for n in names if n.startswith(name)] or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     advice = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(names)}"
     return InputError(f"{where}: unknown key '{prefix}{name}'; {advice}")
 

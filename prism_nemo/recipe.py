@@ -16,7 +16,9 @@ from prism_nemo.errors import InputError, PrismError
 ConfigType = TypeVar("ConfigType")
 
 
-def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: list[str]) -> ConfigType:
+def load_recipe(
+    path: Path, function: str, schema: type[ConfigType], overrides: list[str], not_given: str | None = None
+) -> ConfigType:
     """Resolve a recipe.
 
     Args:
@@ -25,6 +27,7 @@ def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: 
             (``model=...``) are passed to it; all others override fields of the configuration that it returns.
         schema: Type of the configuration.
         overrides: ``key=value``.
+        not_given: Passed for the function's parameters that have no value; None refuses a recipe with such.
 
     Raises:
         InputError: For a missing file, a recipe without the function, or an unknown key.
@@ -59,7 +62,9 @@ def load_recipe(path: Path, function: str, schema: type[ConfigType], overrides: 
         for name, parameter in inspect.signature(build).parameters.items()
         if parameter.default is inspect.Parameter.empty and name not in arguments
     ]
-    if missing:
+    if not_given is not None:
+        arguments |= dict.fromkeys(missing, not_given)
+    elif missing:
         raise InputError(f"{path}: {function}() needs {', '.join(f'{name}=...' for name in missing)}")
     config = _run(path, lambda: build(**arguments))
     if not isinstance(config, schema):

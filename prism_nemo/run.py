@@ -12,9 +12,11 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prism_nemo.checkpoint.atomic import write_text
 from prism_nemo.config import to_yaml
 from prism_nemo.errors import InputError
 
@@ -36,13 +38,7 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 class RunDirectory:
@@ -56,6 +52,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         if writes:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -83,11 +80,20 @@ class RunDirectory:
             return
         (self.path / "config.yaml").write_text(to_yaml(config))
         lineage_path = self.path / "lineage.json"
-        starts = []
-        if lineage_path.is_file():
-            starts = json.loads(lineage_path.read_text()).get("starts", [])
+        before = json.loads(lineage_path.read_text()) if lineage_path.is_file() else {}
+        starts, events = before.get("starts", []), before.get("events", [])
         starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": resumed_at, "command": sys.argv})
-        write_json(lineage_path, {"stage": stage, "parents": parents, "versions": versions(), "starts": starts})
+        lineage = {"stage": stage, "parents": parents, "versions": versions(), "starts": starts, "events": events}
+        write_json(lineage_path, lineage)
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Add something that decided what the run became to its lineage; the same event is not added twice."""
+        path = self.path / "lineage.json"
+        if self.writes and path.is_file():
+            lineage = json.loads(path.read_text())
+            if event not in lineage["events"]:
+                lineage["events"].append(event)
+                write_json(path, lineage)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop what was recorded after `step`: a resumed run repeats it."""
@@ -99,10 +105,12 @@ class RunDirectory:
                 os.replace(temporary, path)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append one line of metrics."""
+        """Append one line of metrics, and tell whoever listens."""
         if self.writes:
             with self.metrics_path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
+            for listener in self.listeners:
+                listener(values)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -23,15 +23,17 @@ from prism_nemo.errors import InputError, PrismError, StoppedEarly
 SURFACE = {
     "quickstart": "--out --family --json",
     "data build": "MIXTURE --tokenizer --out --workers --shard --keep-parts --model --json",
-    "data show": "FOLDER --tokens --seq-length --json",
+    "data show": "FOLDER --tokens --seq-length --packing --json",
     "import": "HF_DIR --out --tp --pp --strict --dt-floor",
     "export": "CHECKPOINT --out --dtype --tokenizer --max-shard-size --push-to",
     "models": "[NAME] --json",
+    "plan": "RECIPE [OVERRIDES] --model --gpus --gpu --assume --rehearse --json",
     "verify": "HF_DIR CHECKPOINT --tp --pp --card --json",
     "midtrain": "RECIPE [OVERRIDES]",
     "rl": "RECIPE [OVERRIDES]",
     "eval": "CHECKPOINT --tokenizer --suite --questions --split --json",
     "analyze weights": "BEFORE AFTER --json",
+    "doctor": "--json",
     "report": "RUN",
 }
 

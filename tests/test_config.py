@@ -128,6 +128,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_describe_is_short() -> None:
     assert ParallelConfig(2, 4, 8, True).describe() == "TP2 PP4 DP8 SP"
     assert ParallelConfig().describe() == "TP1 PP1 DP1"
+    everything = ParallelConfig(2, 4, 8, True, context_parallel_size=3, virtual_pipeline_model_parallel_size=5)
+    assert everything.describe() == "TP2 PP4 VPP5 CP3 DP8 SP"
+    assert everything.world_size == 2 * 4 * 3 * 8
 
 
 @pytest.mark.parametrize("name", ["train_steps", "checkpoint.keep", "parallel.data_parallel_size"])

@@ -9,7 +9,7 @@ import torch
 from prism_nemo.analysis.cka import cka_by_layer
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig
-from prism_nemo.data.blend import held_out_rows
+from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.errors import InputError
 from prism_nemo.models.build import build_model
 from prism_nemo.models.forward import hidden_states

@@ -1,4 +1,4 @@
-"""Directories that exist whole or not at all.
+"""Directories and files that exist whole or not at all.
 
 A save goes into a fresh temporary directory; it is verified, given a manifest, synced to disk and renamed. Readers
 accept only renamed directories with a manifest whose files have the recorded sizes. So a kill or a full disk at any
@@ -17,9 +17,10 @@ from typing import Any
 
 import psutil
 
-from prism_nemo.errors import InputError
+from prism_nemo.errors import InputError, PrismError
 
 MANIFEST = "manifest.json"
+HASHES = "sha256"  # key of the manifest: SHA-256 by file, beside the sizes in "files"
 _TEMPORARY = ".tmp-"
 
 
@@ -28,12 +29,28 @@ def temporary_name(final: Path) -> Path:
     return final.with_name(f"{final.name}{_TEMPORARY}{os.getpid()}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on disk.
+
+    A rename can reach the disk before the data it names; after a power cut that is a whole-looking file of zeros.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a power cut, finds the old content or the new, never half of it."""
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -42,15 +59,20 @@ def publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     Args:
         temporary: Directory with every file written.
         final: Name that readers look for; must not exist.
-        manifest: Recorded beside the sizes of all files.
+        manifest: Recorded beside the sizes of all files; with `HASHES` if the SHA-256 of every file is known.
 
     Raises:
         InputError: If `final` exists.
+        PrismError: If a file has no hash, where there are hashes.
     """
     if final.exists():
         raise InputError(f"{final}: already exists; remove it or choose another name")
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     record = {**manifest, "files": {str(p.relative_to(temporary)): p.stat().st_size for p in files}}
+    if HASHES in record:
+        unhashed = sorted(record["files"].keys() ^ record[HASHES].keys())
+        if unhashed:
+            raise PrismError(f"{temporary / unhashed[0]}: was written, but could not be read back")
     (temporary / MANIFEST).write_text(json.dumps(record, indent=2) + "\n")
     publish_folder(temporary, final)
 
@@ -65,10 +87,10 @@ def publish_folder(temporary: Path, final: Path) -> None:
         raise InputError(f"{final}: already exists; remove it or choose another name")
     # Files before the folders that name them.
     for path in sorted(temporary.rglob("*"), key=lambda p: (p.is_dir(), -len(p.parts))):
-        _sync(path)
-    _sync(temporary)
+        sync(path)
+    sync(temporary)
     os.rename(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -82,9 +104,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise InputError(f"{directory}: not a complete prism-nemo checkpoint ({MANIFEST} is missing)")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        files = dict(manifest.get("files", {}))
+    except (ValueError, TypeError, AttributeError) as error:  # also bytes that are no text
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    for name, size in manifest.get("files", {}).items():
+    for name, size in files.items():
         file = directory / name
         if not file.is_file():
             raise InputError(f"{file}: missing from the checkpoint; copy the whole directory again")
@@ -93,10 +116,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def remove_leftovers(final: Path) -> list[Path]:
+def remove_leftovers(final: Path, alone: bool = False) -> list[Path]:
     """Delete temporary directories that killed saves of this name, or of other steps of the same run, left behind.
 
     Only names that `temporary_name` makes are touched, and none whose process is still alive.
+
+    Args:
+        final: Name of a checkpoint.
+        alone: It is known that no other process writes here (see prism_nemo/checkpoint/lock.py): a living process of
+            the same id is another one.
 
     Returns:
         What was removed.
@@ -106,7 +134,7 @@ def remove_leftovers(final: Path) -> list[Path]:
     removed = []
     for path in final.parent.iterdir() if final.parent.is_dir() else ():
         match = pattern.fullmatch(path.name)
-        if match and path.is_dir() and not _alive(int(match[1])):
+        if match and path.is_dir() and (alone or not _alive(int(match[1]))):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed

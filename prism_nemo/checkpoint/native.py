@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from torch.distributed.checkpoint.api import CheckpointException
 
-from prism_nemo.checkpoint.atomic import publish, read_manifest, remove_leftovers, temporary_name
+from prism_nemo.checkpoint.atomic import HASHES, publish, read_manifest, remove_leftovers, temporary_name
+from prism_nemo.checkpoint.hashes import files_below, shared_hashes
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.models.family import Architecture
 from prism_nemo.run import versions
+
+_FULL = 2**20  # bytes; nothing that a checkpoint is made of fits into less
 
 
 @dataclass
@@ -40,16 +45,58 @@ def sharding_metadata() -> dict[str, Any]:
 
 
 def _layout() -> list[int]:
+    context = parallel_state.get_context_parallel_world_size()
     return [
         parallel_state.get_tensor_model_parallel_world_size(),
         parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_data_parallel_world_size(),
+        # Checkpoints from before context parallelism end here.
+        *([context] if context > 1 else []),
     ]
 
 
 def _barrier() -> None:
     if dist.get_world_size() > 1:
         dist.barrier()
+
+
+def generators() -> dict[str, Any]:
+    """State of this rank's random generators: torch's, and those that Megatron switches between."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any] | torch.Tensor) -> None:
+    """Put back what `generators` gave; checkpoints of version 0.1 hold torch's state alone."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    if isinstance(states, torch.Tensor):
+        states = {"torch": states}
+    torch.set_rng_state(states["torch"])
+    if states.get("tracker"):
+        get_cuda_rng_tracker().set_states(states["tracker"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _cause(error: BaseException, folder: Path) -> str:
+    """An error in a few words; Megatron hands on those of its writers inside others."""
+    text = str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
+    if not full and "unexpected pos" in text:
+        # torch's writer of archives, when a write was cut short, says only that it is not where it should be.
+        full = shutil.disk_usage(folder.parent).free < _FULL
+    if full:
+        return "No space left on device: the disk is full"
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, wrapped = next(iter(failures.items()))
+        return f"rank {rank}: {wrapped[0]}"
+    return text or type(error).__name__
 
 
 def save(
@@ -96,23 +143,31 @@ def save(
         content["optimizer"] = optimizer.sharded_state_dict(content["model"], is_loading=False, metadata=metadata)
     if state is not None:
         rng: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(rng, torch.get_rng_state())
+        dist.all_gather_object(rng, generators())
         # Megatron saves rank 0's copy and complains about any other; clocks differ between ranks.
         values = [vars(state)]
         dist.broadcast_object_list(values, src=0)
         content["state"] = {**values[0], "rng": rng, "layout": _layout()}
     try:
-        dist_checkpointing.save(content, str(temporary), content_metadata=None)
+        try:
+            dist_checkpointing.save(content, str(temporary), content_metadata=None)
+        except CheckpointException as error:
+            # No Exception to Python, and only rank 0 is told the cause; but it is raised on every rank.
+            causes = [_cause(error, temporary)]
+            dist.broadcast_object_list(causes, src=0)
+            raise PrismError(causes[0]) from error
         _barrier()
+        hashes = shared_hashes(temporary, files_below(temporary))
         if main:
             record = {"architecture": architecture.to_dict(), "versions": versions(), **(manifest or {})}
             record.update(step=state.step if state else 0, has_optimizer=optimizer is not None)
-            publish(temporary, final, record)
+            publish(temporary, final, {**record, HASHES: hashes})
         _barrier()
     except Exception as error:
+        cause = _cause(error, temporary)
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise PrismError(f"saving {final} failed ({error}); earlier checkpoints are untouched") from error
+        raise PrismError(f"saving {final} failed ({cause}); earlier checkpoints are untouched") from error
 
 
 def read_architecture(checkpoint: Path) -> Architecture:
@@ -160,7 +215,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: Any = None) -> Tra
     saved = dict(loaded["state"])
     rng, layout = saved.pop("rng"), saved.pop("layout")
     if layout == _layout():
-        torch.set_rng_state(rng[dist.get_rank()])
+        restore_generators(rng[dist.get_rank()])
     return TrainState(**saved)
 
 
@@ -178,26 +233,36 @@ def find_latest(checkpoints: Path) -> Path | None:
     return None
 
 
-def set_aside_damaged(checkpoints: Path, latest: Path | None) -> None:
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that nobody takes it for one and its name is free; rank 0 calls this."""
+    aside = checkpoint.with_name(f"damaged_{checkpoint.name}_{os.getpid()}")
+    checkpoint.rename(aside)
+    return aside
+
+
+def set_aside_damaged(checkpoints: Path, latest: Path | None) -> list[str]:
     """Rename the step directories that are newer than `latest`: they are damaged, or they would be the latest.
 
     A run that continues from the one before would otherwise find the name taken when it gets to that step again, and
     might count a damaged checkpoint among those worth keeping. Every rank must call this.
+
+    Returns:
+        What was wrong, a line for each; on rank 0 only.
     """
+    found = []
     if dist.get_rank() == 0:
         for path in sorted(checkpoints.glob("step_*")):
             if ".tmp-" not in path.name and (latest is None or path.name > latest.name):
-                path.rename(path.with_name(f"damaged_{path.name}_{os.getpid()}"))
+                try:
+                    read_manifest(path)
+                    cause = "damaged"
+                except InputError as error:
+                    cause = str(error)
+                found.append(f"{cause} (kept as {set_aside(path).name})")
     _barrier()
+    return found
 
 
 def step_directory(checkpoints: Path, step: int) -> Path:
     """Name of the checkpoint of a step; sorts in step order."""
     return checkpoints / f"step_{step:08d}"
-
-
-def remove_old(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints."""
-    complete = sorted(p for p in checkpoints.glob("step_*") if ".tmp-" not in p.name)
-    for path in complete[: max(0, len(complete) - keep)]:
-        shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,8 @@
                   expression.py say what of a record is text and which records are kept)
     tokenise.py   a unit -> a part of tokens (part.py); contamination.py and duplicates.py look at the text on the way
     build.py      parts -> one Megatron IndexedDataset per source and `manifest.json`; show.py shows what is in it
-    blend.py      manifest -> blended samples -> batches, resumable from one integer
+    plan.py       manifest -> the order of samples, a pure function (interleave.py: which source; packing.py: which
+                  documents together); samples.py reads them; batches.py deals them to ranks; held_out.py: validation
     corpora.py    real general text that every machine with Python already has
 
 Nothing is imported here, so that reading a mixture does not load torch and Megatron-Core.

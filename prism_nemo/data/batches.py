@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from prism_nemo.errors import InputError, PrismError
+from prism_nemo.errors import InputError
 
-_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+
+class Rows(Protocol):
+    """What batches are cut from; usually `Samples`."""
+
+    def rows(self, first: int, count: int) -> dict[str, torch.Tensor]:
+        """Samples `first` to `first + count - 1`."""
 
 
 class BatchIterator(Iterator[dict[str, torch.Tensor]]):
-    """Yields this rank's micro-batches, for ever, or rather until the dataset ends.
+    """Yields this rank's micro-batches, for ever.
 
     Row j of the global step that starts at `consumed_samples` is sample `consumed_samples + j`. Rank r takes rows
     `[r * gbs / dp, (r + 1) * gbs / dp)` and cuts them into micro-batches in order. So the samples of a step are the
@@ -27,7 +32,7 @@ class BatchIterator(Iterator[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        dataset: Any,
+        samples: Rows,
         *,
         micro_batch_size: int,
         data_parallel_rank: int,
@@ -38,8 +43,7 @@ class BatchIterator(Iterator[dict[str, torch.Tensor]]):
         """Starts at a sample.
 
         Args:
-            dataset: Has `len()` and gives mappings with `tokens`, `labels`, `loss_mask`, `position_ids`, each
-                (seq_length,); usually a `Blend`.
+            samples: Usually `Samples`.
             micro_batch_size: Rows per micro-batch.
             data_parallel_rank: In [0, data_parallel_size).
             data_parallel_size: Number of ranks that share a step.
@@ -65,49 +69,22 @@ class BatchIterator(Iterator[dict[str, torch.Tensor]]):
                 f"data_parallel_size {data_parallel_size} = {unit}; the nearest that is: "
                 f"{max(1, round(global_batch_size / unit)) * unit}."
             )
-        self._dataset = dataset
+        if consumed_samples < 0:
+            raise InputError(f"consumed_samples: {consumed_samples} must be 0 or more.")
+        self._samples = samples
         self._micro_batch_size = micro_batch_size
         self._global_batch_size = global_batch_size
         self._first_row = data_parallel_rank * (global_batch_size // data_parallel_size)
         self._micro_batch = 0
-        self.consumed_samples = 0
+        self.consumed_samples = consumed_samples
         self.micro_batches_per_step = global_batch_size // unit
-        self.load_state_dict({"consumed_samples": consumed_samples})
 
     def __next__(self) -> dict[str, torch.Tensor]:
-        """Returns the next micro-batch: `tokens`, `labels`, `position_ids` int64 and `loss_mask` float32, each
-        (micro_batch_size, seq_length).
-
-        Raises:
-            PrismError: The dataset has too few samples left for a whole step.
-        """
-        end = self.consumed_samples + self._global_batch_size
-        if end > len(self._dataset):
-            raise PrismError(
-                f"data: the next step needs samples {self.consumed_samples} to {end - 1}, but the dataset was built "
-                f"for {len(self._dataset)}; build it with num_samples of at least steps x global_batch_size."
-            )
-        start = self.consumed_samples + self._first_row + self._micro_batch * self._micro_batch_size
-        samples = [self._dataset[index] for index in range(start, start + self._micro_batch_size)]
-        batch = {key: torch.stack([sample[key] for sample in samples]) for key in _KEYS}
+        """Returns the next micro-batch, of micro_batch_size samples."""
+        first = self.consumed_samples + self._first_row + self._micro_batch * self._micro_batch_size
+        batch = self._samples.rows(first, self._micro_batch_size)
         self._micro_batch += 1
         if self._micro_batch == self.micro_batches_per_step:
             self._micro_batch = 0
-            self.consumed_samples = end
+            self.consumed_samples += self._global_batch_size
         return batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns `{"consumed_samples": n}`, the same on every rank."""
-        return {"consumed_samples": self.consumed_samples}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues at a saved step; the layout may differ from the one that saved it.
-
-        Raises:
-            InputError: Not a state of this class.
-        """
-        consumed = state.get("consumed_samples")
-        if not isinstance(consumed, int) or isinstance(consumed, bool) or consumed < 0:
-            raise InputError(f"consumed_samples: {consumed!r} must be an integer of 0 or more; the state is damaged.")
-        self.consumed_samples = consumed
-        self._micro_batch = 0

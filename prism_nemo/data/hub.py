@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prism_nemo.data.documents import Unit
 from prism_nemo.data.mixture import Hub
+from prism_nemo.data.units import Unit
 from prism_nemo.errors import InputError
 
 _ADVICE = "A machine without a network needs the files themselves: download them elsewhere and list them under `paths`."

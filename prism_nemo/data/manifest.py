@@ -12,10 +12,10 @@ from prism_nemo.data.mixture import nearest
 from prism_nemo.errors import InputError
 
 MANIFEST = "manifest.json"
-FORMAT = 2
-"""Of what is written. Format 1 (before reports, deduplication and decontamination) is still read."""
+FORMAT = 3
+"""Of what is written. Formats 1 (no reports, deduplication, decontamination) and 2 (no loss masks) are still read."""
 
-_READABLE = (1, 2)
+_READABLE = (1, 2, 3)
 
 
 @dataclass
@@ -41,9 +41,12 @@ class BuiltSource:
         characters: Of the text, before tokenising.
         dtype: numpy name of the stored ids, `uint16` or `int32`.
         fingerprint: Over everything that decides the stored tokens: input bytes, text field, tokenizer, format.
-        prefix: File name of the `.bin` and `.idx` pair without suffix, inside the build folder.
+        prefix: File name of the `.bin` and `.idx` pair without suffix, inside the build folder; with a loss mask there
+            is a `.loss` as well, one byte (0 or 1) for every token of the `.bin`, in its order.
         inputs: The files read.
         report: What was left out, as `removed.add_reports` gives it; empty for a build of format 1.
+        loss_tokens: Of `tokens`, those that the loss counts; None where there is no mask and all of them count.
+        max_tokens: As in the mixture; with it, `inputs` are the files up to the one where it was reached.
     """
 
     name: str
@@ -58,6 +61,8 @@ class BuiltSource:
     prefix: str
     inputs: list[InputFile]
     report: dict[str, Any] = field(default_factory=dict)
+    loss_tokens: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass
@@ -219,6 +224,8 @@ def source_from_json(item: dict[str, Any]) -> BuiltSource:
 def damage(folder: Path, item: BuiltSource) -> str | None:
     """Returns what is wrong with the token files of a source, or None."""
     sizes = {".bin": item.tokens * (2 if item.dtype == "uint16" else 4), ".idx": None}
+    if item.loss_tokens is not None:
+        sizes[".loss"] = item.tokens
     for suffix, size in sizes.items():
         file = folder / (item.prefix + suffix)
         if not file.is_file():

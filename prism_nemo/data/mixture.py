@@ -6,11 +6,11 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from prism_nemo.data.expression import Expression
-from prism_nemo.data.template import render_template
+from prism_nemo.data.template import render_template, role_names, role_of
 from prism_nemo.errors import InputError
 
 SUFFIXES = {
@@ -58,6 +58,7 @@ class Input:
         turns: The field that holds a conversation, instead of `text_field`.
         speakers: Whether each turn starts with `User:` or `Assistant:`.
         filter: Expressions over fields; a record is kept if all of them hold.
+        loss: Fields of the template, or roles of the turns, whose text alone is trained on; None counts every token.
     """
 
     paths: list[str]
@@ -67,6 +68,7 @@ class Input:
     turns: str | None = None
     speakers: bool = True
     filter: list[str] = field(default_factory=list)
+    loss: list[str] | None = None
 
 
 @dataclass
@@ -78,11 +80,13 @@ class Source:
         domain: What the text is about (`math`, `general`, ...); for reports and per-domain losses.
         paths: Files, or patterns in the YAML; absolute file names after `load_mixture`.
         weight: Share of training tokens before normalisation; 0 means built but never trained on.
-        text_field: As in `Input`; so are `template`, `turns`, `speakers`, `filter` and `hub`.
+        text_field: As in `Input`; so are `template`, `turns`, `speakers`, `filter`, `loss` and `hub`.
         max_epochs: Refuse to train on this source for more passes than this; None means no limit.
         inputs: Instead of all that `Input` has: several inputs of different form.
         max_bad: Documents that may be unreadable (counted and reported) before the source is refused.
         max_document_bytes: A longer line or text counts as unreadable: a whole corpus on one line is a mistake.
+        max_tokens: Take documents, in the order of the files, only as long as their tokens do not exceed this; the
+            files after that are not read. None takes all.
     """
 
     name: str
@@ -99,12 +103,15 @@ class Source:
     inputs: list[Input] = field(default_factory=list)
     max_bad: int = 0
     max_document_bytes: int = 64 << 20
+    loss: list[str] | None = None
+    max_tokens: int | None = None
 
     def all_inputs(self) -> list[Input]:
         """Returns what is read, in order."""
         if self.inputs:
             return self.inputs
-        return [Input(self.paths, self.hub, self.text_field, self.template, self.turns, self.speakers, self.filter)]
+        shared = {item.name: getattr(self, item.name) for item in fields(Input)}
+        return [Input(**shared)]
 
     def all_paths(self) -> list[str]:
         """Returns the files of all inputs, in order."""
@@ -205,6 +212,8 @@ def check_mixture(mixture: Mixture, where: str) -> None:
                 f"{key}: max_bad {source.max_bad} must be 0 or more, max_document_bytes "
                 f"{source.max_document_bytes} 1 or more."
             )
+        if source.max_tokens is not None and source.max_tokens < 1:
+            raise InputError(f"{key}.max_tokens: {source.max_tokens} must be positive, or leave it out to take all.")
         if source.inputs and (source.paths or source.hub is not None):
             raise InputError(f"{key}: source {source.name!r} has `inputs` and paths or a hub beside them; choose one.")
         for number, item in enumerate(source.all_inputs()):
@@ -231,6 +240,13 @@ def check_mixture(mixture: Mixture, where: str) -> None:
 def file_kind(name: str) -> str | None:
     """Returns the kind of a file by its name, one of the values of `SUFFIXES`, or None."""
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def loss_names(item: Input) -> set[str] | None:
+    """Returns the names, as the pieces of a document carry them, that are trained on; None for all text."""
+    if item.loss is None:
+        return None
+    return {(role_of(name) or name) if item.turns is not None else name for name in item.loss}
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -277,6 +293,8 @@ def _check_input(source: str, item: Input, key: str) -> None:
         raise InputError(f"{key}: source {source!r} has both a template and turns; choose one.")
     if item.template is not None:
         render_template(item.template, f"{key}.template")
+    if item.loss is not None:
+        _check_loss(item, item.loss, f"{key}.loss")
     for text in item.filter:
         Expression(text, f"{key}.filter")
     for name in item.paths:
@@ -284,6 +302,23 @@ def _check_input(source: str, item: Input, key: str) -> None:
         kind = file_kind(name)
         if kind in ("text", "tokens") and (item.filter or item.template is not None or item.turns is not None):
             raise InputError(f"{key}: {name} has no fields, so a filter, template or turns cannot apply to it.")
+
+
+def _check_loss(item: Input, loss: list[str], key: str) -> None:
+    if item.template is not None:
+        what, known = "field of the template", render_template(item.template)[1]
+    elif item.turns is not None:
+        what, known = "role", role_names()
+    else:
+        raise InputError(
+            f"{key}: names fields of a `template` or roles of `turns`, and there is neither; leave it out to train on "
+            "the whole text."
+        )
+    if not loss:
+        raise InputError(f"{key}: is empty, so nothing would be trained on; leave it out to train on the whole text.")
+    for name in loss:
+        if name not in known:
+            raise InputError(f"{key}: {name!r} is no {what}{nearest(name, known)}")
 
 
 def _check_file(name: str, key: str) -> None:

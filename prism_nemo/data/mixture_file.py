@@ -8,13 +8,13 @@ A mixture file (relative paths are relative to the file)::
     decontaminate: {against: [eval/*.jsonl], ngram: 13}
     sources:
       - {name: math, domain: math, paths: [math/*.jsonl], weight: 0.6, template: "{question}\\n{answer}"}
-      - {name: web, domain: general, paths: [web/*.parquet], weight: 0.3, filter: "score >= 3", max_epochs: 4}
-      - {name: chat, domain: chat, hub: {id: org/chat, split: train_sft}, turns: messages, weight: 0.1}
+      - {name: web, domain: general, paths: [web/*.parquet], weight: 0.3, filter: "score >= 3", max_tokens: 5e9}
+      - {name: chat, domain: chat, hub: {id: org/chat}, turns: messages, loss: [assistant], weight: 0.1, max_epochs: 4}
       - {name: heldout, domain: general, paths: [heldout.txt], weight: 0}
 
 `weight` is a share of training *tokens*, normalised over the sources; it does not follow the size of the files.
 A source of weight 0 is tokenised but never trained on: held-out text. A source whose files differ in form lists
-`inputs`, each with its own paths or hub, text and filter.
+`inputs`, each with its own paths or hub, text, filter and loss.
 """
 
 from __future__ import annotations
@@ -95,14 +95,16 @@ def _source(entry: Any, key: str, folder: Path) -> Source:
     limit = entry.get("max_epochs")
     # The defaults live in the dataclasses alone, so a key that is not there is not passed on.
     more: dict[str, Any] = {
-        name: _whole(entry[name], f"{key}.{name}") for name in ("max_bad", "max_document_bytes") if name in entry
+        name: _whole(entry[name], f"{key}.{name}")
+        for name in ("max_bad", "max_document_bytes", "max_tokens")
+        if name in entry
     }
     if "inputs" in entry:
         listed = entry["inputs"]
         if not isinstance(listed, list) or not listed:
             raise InputError(f"{key}.inputs: must be a list of mappings, found {listed!r}.")
         more["inputs"] = [_input(item, f"{key}.inputs[{i}]", folder) for i, item in enumerate(listed)]
-        for name in ("text_field", "template", "turns", "speakers", "filter"):
+        for name in ("text_field", "template", "turns", "speakers", "filter", "loss"):
             if name in entry:
                 raise InputError(f"{key}.{name}: stands beside `inputs`; write it into each of them.")
     return Source(
@@ -141,6 +143,9 @@ def _form(entry: dict[str, Any], key: str) -> dict[str, Any]:
     if "filter" in entry:
         rules = entry["filter"] if isinstance(entry["filter"], list) else [entry["filter"]]
         found["filter"] = [_text(rule, f"{key}.filter") for rule in rules]
+    if "loss" in entry:
+        names = entry["loss"] if isinstance(entry["loss"], list) else [entry["loss"]]
+        found["loss"] = [_text(name, f"{key}.loss") for name in names]
     if "hub" in entry:
         hub = {"id": entry["hub"]} if isinstance(entry["hub"], str) else entry["hub"]
         if not isinstance(hub, dict):
@@ -228,6 +233,8 @@ def _number(value: Any, key: str) -> float:
 
 
 def _whole(value: Any, key: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    # 2e9 is a float in YAML, and the way to write a number of tokens.
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
         raise InputError(f"{key}: must be a whole number, found {value!r}.")
-    return value
+    return int(value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prism_nemo.data.documents import Problem, Unit
+from prism_nemo.data.problem import Problem
+from prism_nemo.data.units import Unit
 from prism_nemo.errors import InputError
 
 _ROWS = 512

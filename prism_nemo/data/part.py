@@ -1,13 +1,14 @@
 """The tokens of one unit on disk: ids, lengths, and what was left out. Written once, whole or not at all.
 
 A part is what a build can be continued from, and what several machines hand to the one that joins them. Layout: ids
-back to back, then the arrays, then a JSON footer, its length and a closing word. A file without the closing word is
-not whole.
+back to back, then the arrays (a row per document; `loss` has one per token), then a JSON footer, its length and a
+closing word. A file without the closing word is not whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -19,7 +20,8 @@ import numpy as np
 
 _END = struct.Struct("<Q8s")
 _WORD = b"PRISMPRT"
-_ARRAYS = ("lengths", "lines", "characters", "digests", "signatures")
+_COPY_BYTES = 8 << 20
+_ARRAYS = ("lengths", "lines", "characters", "digests", "signatures", "loss", "loss_tokens")
 
 
 class PartWriter:
@@ -34,7 +36,7 @@ class PartWriter:
         self._tokens = 0
 
     def add(self, ids: np.ndarray, **arrays: np.ndarray) -> None:
-        """Appends documents: their ids back to back, and a row per document in each array."""
+        """Appends documents: their ids back to back, and a row per document in each array (per token in `loss`)."""
         self._stream.write(ids.astype(self._dtype, copy=False).tobytes())
         self._tokens += len(ids)
         for name, values in arrays.items():
@@ -108,17 +110,35 @@ class Part:
 
     def copy(self, keep: np.ndarray, out: Any) -> None:
         """Writes the ids of the documents where `keep` is true, back to back."""
+        self._copy(keep, out, 0, self._dtype.itemsize)
+
+    def copy_loss(self, keep: np.ndarray, out: Any) -> None:
+        """Writes a byte per id that `copy` writes: whether it is in the loss; ones where no mask was asked for."""
+        if "loss" in self._layout:
+            self._copy(keep, out, self._layout["loss"][2], 1)
+            return
+        lengths = self.array("lengths")
+        left = 0 if lengths is None else int(lengths[keep].sum(dtype=np.int64))
+        while left > 0:
+            count = min(left, _COPY_BYTES)
+            out.write(b"\1" * count)
+            left -= count
+
+    def _copy(self, keep: np.ndarray, out: Any, at: int, width: int) -> None:
+        """Copies kept documents out of a stretch of the file that begins at `at` and has `width` bytes per token."""
         lengths = self.array("lengths")
         if lengths is None:
             return
-        ends = np.cumsum(lengths, dtype=np.int64) * self._dtype.itemsize
+        ends = np.cumsum(lengths, dtype=np.int64) * width
         with open(self.path, "rb") as stream:
             for first, last in _runs(keep):
                 begin = int(ends[first - 1]) if first else 0
                 left = int(ends[last]) - begin
-                stream.seek(begin)
+                stream.seek(at + begin)
                 while left > 0:
-                    data = stream.read(min(left, 8 << 20))
+                    data = stream.read(min(left, _COPY_BYTES))
+                    if not data:
+                        raise OSError(errno.EIO, "ended while it was read", str(self.path))
                     out.write(data)
                     left -= len(data)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from prism_nemo.data.build import BuildProgress, Watch
+from prism_nemo.data.queues import BuildProgress, Watch
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -13,7 +13,9 @@ def add_reports(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         `read` and `empty` documents; `filtered` per expression; `bad` per kind with `count` and `first` example;
         `contaminated` with `contaminated_count` and `contaminated_by` evaluation file; `duplicates` per kind and
-        `duplicate_examples`, to be filled by the join.
+        `duplicate_examples`, to be filled by the join. The join adds `over_max_tokens`, documents that were read and no
+        longer fitted, where there is such a limit, and `no_loss` with `count` and `first` example, documents that are
+        kept without a token in the loss, where there is a mask.
     """
     total: dict[str, Any] = {"read": 0, "empty": 0, "filtered": {}, "bad": {}, "contaminated": []}
     for report in reports:
@@ -62,4 +64,10 @@ def summary(report: dict[str, Any]) -> str:
             f"{report['contaminated_count']:,} contaminated ({by}; first: {first['at']} shares {first['words']!r} with "
             f"{first['evaluation']})"
         )
-    return f"{report['read']:,} read" + (f", left out: {'; '.join(out)}" if out else "")
+    if report.get("over_max_tokens"):  # not there in builds of earlier formats
+        out.append(f"{report['over_max_tokens']:,} and all that follows because max_tokens was reached")
+    line = f"{report['read']:,} read" + (f", left out: {'; '.join(out)}" if out else "")
+    unused = report.get("no_loss", {"count": 0})
+    if unused["count"]:
+        line += f"; {unused['count']:,} kept without a token in the loss (first: {unused['first']})"
+    return line

@@ -1,7 +1,7 @@
 """What a build holds and what a run would draw from it: as a tree for people, as values for programs.
 
-The realised share is not an estimate: the samples of the run are dealt out by the function that training uses
-(Megatron's `build_blending_indices`) and counted. It differs from the plan because samples are whole.
+The realised share is not an estimate: the samples of the run are dealt out as in training and counted. It differs from
+the plan because samples are whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from prism_nemo.data.indexed import read_index
 from prism_nemo.data.manifest import Manifest, SourceShare, describe
+from prism_nemo.data.plan import DataPlan, make_plan
 from prism_nemo.data.removed import summary
 from prism_nemo.errors import InputError
 
@@ -27,18 +28,20 @@ MIN_WIDTH = 130
 _COLUMNS = ("documents", "tokens", "median", "longest", "planned", "realised", "epochs")
 
 
-def show(manifest: Manifest, tokens: float, seq_length: int) -> dict[str, Any]:
+def show(manifest: Manifest, tokens: float, seq_length: int, packing: str = "best_fit") -> dict[str, Any]:
     """Returns the build and the run as plain values.
 
     Args:
         manifest: From `load_manifest`.
         tokens: What the run would train on; 0 takes one pass over everything that is not held out.
         seq_length: Tokens per sample, which sets how finely shares can be met.
+        packing: How documents are cut into samples.
 
     Returns:
-        `mixture`, `tokens`, `seq_length`, `samples`, `refused` (None, or the arithmetic), `domains` and `sources`. Each
-        source has its counts, `median_document` and `longest_document` in tokens, `planned_share`, `realised_share`,
-        `train_tokens` and `epochs` (realised), `max_epochs`, `held_out`, and `report`.
+        `mixture`, `tokens`, `seq_length`, `packing`, `samples`, `refused` (None, or the arithmetic), `domains` and
+        `sources`. Each source has its counts (`loss_tokens`: those trained on), `median_document` and
+        `longest_document` in tokens, `planned_share`, `realised_share`, `train_tokens` and `epochs` (realised),
+        `max_epochs`, `held_out`, and `report`.
 
     Raises:
         InputError: A number out of range, or a damaged build.
@@ -48,9 +51,10 @@ def show(manifest: Manifest, tokens: float, seq_length: int) -> dict[str, Any]:
     tokens = tokens or sum(source.tokens for source in manifest.sources if source.weight > 0)
     samples = math.ceil(tokens / seq_length)
     plan = describe(manifest, tokens)
-    realised = realised_samples([row.share for row in plan], samples)
+    realised = realised_tokens(make_plan(manifest, seq_length=seq_length, seed=0, packing=packing), samples)
     sources = []
-    for row, count, source in zip(plan, realised, manifest.sources, strict=True):
+    for row, source in zip(plan, manifest.sources, strict=True):
+        train_tokens = realised.get(row.name, 0.0)
         _, lengths, _, _ = read_index(manifest.prefix(row.name) + ".idx")
         sources.append(
             {
@@ -59,12 +63,13 @@ def show(manifest: Manifest, tokens: float, seq_length: int) -> dict[str, Any]:
                 "held_out": row.share == 0,
                 "documents": source.documents,
                 "tokens": source.tokens,
+                "loss_tokens": source.tokens if source.loss_tokens is None else source.loss_tokens,
                 "median_document": float(np.median(lengths)),
                 "longest_document": int(lengths.max()),
                 "planned_share": row.share,
-                "realised_share": count / samples,
-                "train_tokens": count * seq_length,
-                "epochs": count * seq_length / source.tokens,
+                "realised_share": train_tokens / sum(realised.values()),
+                "train_tokens": train_tokens,
+                "epochs": train_tokens / source.tokens,
                 "max_epochs": row.max_epochs,
                 "report": source.report,
             }
@@ -73,6 +78,7 @@ def show(manifest: Manifest, tokens: float, seq_length: int) -> dict[str, Any]:
         "mixture": manifest.mixture,
         "tokens": tokens,
         "seq_length": seq_length,
+        "packing": packing,
         "samples": samples,
         "refused": limits_broken(plan, tokens),
         "domains": _domains(sources),
@@ -80,20 +86,10 @@ def show(manifest: Manifest, tokens: float, seq_length: int) -> dict[str, Any]:
     }
 
 
-def realised_samples(shares: Sequence[float], samples: int) -> list[int]:
-    """Returns how many samples of a run each source gets; a share of 0 gets none."""
-    chosen = [i for i, share in enumerate(shares) if share > 0]
-    counts = [0] * len(shares)
-    if len(chosen) == 1:
-        counts[chosen[0]] = samples
-        return counts
-    from megatron.core.datasets import helpers
-
-    index, within = np.zeros(samples, np.int16), np.zeros(samples, np.int64)
-    helpers.build_blending_indices(index, within, [shares[i] for i in chosen], len(chosen), samples, False)
-    for i, count in zip(chosen, np.bincount(index, minlength=len(chosen)), strict=True):
-        counts[i] = int(count)
-    return counts
+def realised_tokens(plan: DataPlan, samples: int) -> dict[str, float]:
+    """Returns how many tokens of text the first samples of a plan hold of each of its sources, padding left out."""
+    counts = plan.counts(samples)
+    return {drawn.name: counts[drawn.prefix] * plan.seq_length * drawn.fill for drawn in plan.sources}
 
 
 def limits_broken(plan: Sequence[SourceShare], tokens: float) -> str | None:
@@ -123,6 +119,10 @@ def tree(view: dict[str, Any]) -> RenderableType:
             if source["domain"] == domain["name"]:
                 over = source["max_epochs"] is not None and source["epochs"] > source["max_epochs"]
                 leaf = branch.add(_row(width, source["name"], _cells(source), "red" if over else ""))
+                if source["loss_tokens"] != source["tokens"]:
+                    leaf.add(
+                        Text(f"{source['loss_tokens'] / source['tokens']:.1%} of its tokens are trained on", "dim")
+                    )
                 if source["report"]:
                     leaf.add(Text(summary(source["report"]), "dim"))
     return root

@@ -9,27 +9,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prism_nemo.data.contamination import Contamination
-from prism_nemo.data.documents import Document, Unit, lines_before, place, read_unit, unit_digest
+from prism_nemo.data.documents import Document, read_unit
 from prism_nemo.data.duplicates import DIGEST_BYTES, digest, signatures
 from prism_nemo.data.indexed import token_dtype
+from prism_nemo.data.loss_mask import token_mask
 from prism_nemo.data.mixture import Deduplicate, Input
 from prism_nemo.data.part import Part, PartWriter
+from prism_nemo.data.problem import place
 from prism_nemo.data.tokenizer import Tokenizer
-from prism_nemo.errors import InputError, PrismError
+from prism_nemo.data.units import Unit, lines_before, unit_digest
+from prism_nemo.errors import InputError
 
 RECIPE = 2
 """Part of every fingerprint: raise it when the same text would give different stored tokens."""
@@ -68,10 +64,22 @@ class Tools:
     contamination: Contamination | None
 
 
+def text_form(item: Input) -> dict[str, Any]:
+    """Returns what decides the documents of an input apart from its files, for fingerprints.
+
+    A key that came later is in it only where it is used, so that what was built before stays valid.
+    """
+    form = asdict(item)
+    del form["paths"]
+    if item.loss is None:
+        del form["loss"]
+    return form
+
+
 def part_name(job: Job, tools: Tools) -> str:
     """Returns the file name of a job's part; reads the unit once."""
-    form = asdict(job.item)
-    del form["paths"], form["hub"]
+    form = text_form(job.item)
+    del form["hub"]  # the unit names it
     content = [
         RECIPE,
         unit_digest(job.unit),
@@ -114,6 +122,7 @@ class _Unit:
         self._job, self._tools, self._writer = job, tools, writer
         self._places = {name: i for i, name in enumerate(job.unit.files)} if job.unit.kind == "text" else {}
         self._texts: list[str] = []
+        self._counted: list[list[tuple[int, int]]] = []
         self._lines: list[int] = []
         self._characters = 0
         self._report: dict[str, Any] = {"read": 0, "empty": 0, "filtered": {}, "bad": {}, "contaminated": []}
@@ -132,6 +141,7 @@ class _Unit:
                 report["empty"] += 1
             elif not self._is_contaminated(document, document.text):
                 self._texts.append(document.text)
+                self._counted.append(document.counted or [])
                 self._lines.append(self._places.get(document.file, document.line))
                 self._characters += len(document.text)
                 if self._characters >= self._job.batch_characters:
@@ -177,26 +187,43 @@ class _Unit:
     def _flush(self) -> None:
         if not self._texts:
             return
-        eos = self._tools.tokenizer.eos_id
-        rows = self._tools.tokenizer.encode_batch(self._texts)
+        eos, texts, masks = self._tools.tokenizer.eos_id, self._texts, None
+        if self._job.item.loss is None:
+            rows = self._tools.tokenizer.encode_batch(texts)
+        else:
+            found = self._tools.tokenizer.encode_batch_with_offsets(texts)
+            rows = [row for row, _ in found]
+            masks = [
+                token_mask(offsets, counted, len(text))
+                for (_, offsets), counted, text in zip(found, self._counted, texts, strict=True)
+            ]
         lengths = [len(row) + 1 for row in rows]
         flat = itertools.chain.from_iterable(itertools.chain(row, (eos,)) for row in rows)
         ids = np.fromiter(flat, self._dtype, sum(lengths))
-        self._store(ids, lengths, self._texts, self._lines, [len(text) for text in self._texts])
-        self._texts, self._lines, self._characters = [], [], 0
+        self._store(ids, lengths, texts, self._lines, [len(text) for text in texts], masks)
+        self._texts, self._counted, self._lines, self._characters = [], [], [], 0
 
     @property
     def _dtype(self) -> np.dtype:
         return token_dtype(self._tools.tokenizer.vocab_size)
 
     def _store(
-        self, ids: np.ndarray, lengths: list[int], texts: list[str], lines: list[int], characters: list[int]
+        self,
+        ids: np.ndarray,
+        lengths: list[int],
+        texts: list[str],
+        lines: list[int],
+        characters: list[int],
+        masks: list[np.ndarray] | None = None,
     ) -> None:
         arrays: dict[str, np.ndarray] = {
             "lengths": np.array(lengths, np.int32),
             "lines": np.array(lines, np.int64),
             "characters": np.array(characters, np.int64),
         }
+        if masks is not None:
+            arrays["loss"] = np.concatenate(masks)
+            arrays["loss_tokens"] = np.array([mask.sum(dtype=np.int64) for mask in masks], np.int32)
         rule = self._job.deduplicate
         if rule is not None:
             data = b"".join(map(digest, texts))
@@ -213,58 +240,3 @@ class _Unit:
 def location(unit: Unit, line: int) -> str:
     """Returns `file:line` of a document by its entry in a part's `lines`."""
     return unit.files[line] if unit.kind == "text" else place(unit.files[0], line + lines_before(unit))
-
-
-def run_jobs(jobs: Iterable[Job], tools: Tools, workers: int) -> Iterator[Path]:
-    """Yields the parts in the order of the jobs; errors too come in that order, whichever worker was first.
-
-    Raises:
-        InputError: From `process`.
-        PrismError: A worker was killed, most often for its memory.
-        OSError: From `process`.
-    """
-    if workers == 1:
-        for job in jobs:
-            yield process(job, tools)
-        return
-    # Spawned, not forked: the parent may hold threads of the tokenizer or of torch, and a fork would copy their locks.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tools, os.getpid()))
-    waiting: list[Future[Path]] = []
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(_work, job))
-            # Ahead by a few, so that a slow unit at the front does not stop the others, but not by a whole corpus.
-            if len(waiting) >= 4 * workers:
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
-    except BrokenProcessPool:
-        raise PrismError(
-            "a worker process was killed, most often because memory ran out; run the same command again with fewer "
-            "--workers. Finished parts are kept."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_tools: Tools | None = None
-
-
-def _start_worker(tools: Tools, parent: int) -> None:
-    global _tools
-    _tools = tools
-    # One thread per process, or they would fight over the cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    # A parent that was killed cannot tell its workers, which would wait for work for ever.
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _work(job: Job) -> Path:
-    assert _tools is not None
-    return process(job, _tools)

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig, RolloutConfig
-from prism_nemo.data.blend import held_out_rows
+from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.evaluation.statistics import wilson_interval
 from prism_nemo.models.build import build_model

@@ -17,6 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from prism_nemo.errors import InputError
 from prism_nemo.models.decoder import Hybrid, LanguageModel, Transformer
 from prism_nemo.models.family import Architecture, Mamba
 from prism_nemo.models.layers.attention import SDPACoreAttention
@@ -25,6 +26,8 @@ from prism_nemo.models.layers.norm import RMSNorm
 from prism_nemo.models.layers.rope import inverse_frequencies
 from prism_nemo.models.layers.scaled import bias_dropout_add
 from prism_nemo.models.layers.stack import hybrid_stack_spec
+from prism_nemo.precision.check import megatron_fields
+from prism_nemo.precision.linear import emulate_fp8
 from prism_nemo.runtime import Runtime
 
 
@@ -36,6 +39,7 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
     (fusions/fused_cross_entropy.py:82).
     """
     a, layout = architecture, runtime.parallel
+    virtual = layout.virtual_pipeline_model_parallel_size
     values: dict[str, Any] = {
         "num_layers": a.num_layers,
         "hidden_size": a.hidden_size,
@@ -55,6 +59,8 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": layout.tensor_model_parallel_size,
         "pipeline_model_parallel_size": layout.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual if virtual > 1 else None,
+        "context_parallel_size": layout.context_parallel_size,
         "sequence_parallel": layout.sequence_parallel,
         "params_dtype": runtime.dtype,
         "pipeline_dtype": runtime.dtype,
@@ -68,8 +74,10 @@ def transformer_config(architecture: Architecture, runtime: Runtime, **overrides
         "persist_layer_norm": False,
         # With the default (True) and two stages, virtual pipelines pair sends and receives wrongly and train on it.
         "batch_p2p_comm": False,
+        "overlap_p2p_comm": virtual > 1,
         # The loss arrives as a sum with its token count; finalize_model_grads divides by the global batch's tokens.
         "calculate_per_token_loss": True,
+        **megatron_fields(runtime.precision),
     }
     if a.mamba is not None:
         values.update(
@@ -90,11 +98,16 @@ def _core_attention(architecture: Architecture) -> ModuleSpec:
 
 
 def _transformer_spec(
-    architecture: Architecture, config: TransformerConfig, transformer_engine: bool
+    architecture: Architecture, config: TransformerConfig, transformer_engine: bool, vp_stage: int | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
-    """Transformer Engine's layers where it is installed; Megatron's local ones with torch kernels elsewhere."""
+    """Transformer Engine's layers where it is installed; Megatron's local ones with torch kernels elsewhere.
+
+    With context parallelism the core attention is ours everywhere: see `prism_nemo.models.layers.context_parallel`.
+    """
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec()
+        if config.context_parallel_size > 1:
+            layer.submodules.self_attention.submodules.core_attention = _core_attention(architecture)
     else:
         layer = get_gpt_layer_local_spec(normalization="RMSNorm")
         layer.submodules.input_layernorm = RMSNorm
@@ -105,10 +118,11 @@ def _transformer_spec(
     layer.submodules.mlp_bda = bias_dropout_add(architecture.residual_multiplier)
     if transformer_engine:
         return layer
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    layers = get_num_layers_to_build(config, vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
 
 
-def _hybrid_spec(architecture: Architecture, mamba: Mamba) -> ModuleSpec:
+def _hybrid_spec(architecture: Architecture, mamba: Mamba, vp_stage: int | None) -> ModuleSpec:
     """Layers on torch kernels everywhere, with mamba_ssm's where they are installed.
 
     Transformer Engine's fused norm and projection takes no weight of another shape, which B and C of few groups need.
@@ -124,6 +138,7 @@ def _hybrid_spec(architecture: Architecture, mamba: Mamba) -> ModuleSpec:
         core_attention=_core_attention(architecture),
         mlp=GatedMLP if architecture.activation == "swiglu" else MLP,
         bda=bias_dropout_add(architecture.residual_multiplier),
+        vp_stage=vp_stage,
     )
 
 
@@ -139,31 +154,68 @@ def build_model(
         overrides: Fields of Megatron's TransformerConfig.
 
     Raises:
-        InputError: If the architecture cannot have the runtime's layout.
+        InputError: If the architecture cannot have the runtime's layout, or the layout has several parts on each stage.
+    """
+    if runtime.parallel.virtual_pipeline_model_parallel_size > 1:
+        raise InputError(
+            "parallel.virtual_pipeline_model_parallel_size: only mid-training runs a virtual pipeline; use 1"
+        )
+    return build_parts(architecture, runtime, seq_length, **overrides)[0]
+
+
+def build_parts(
+    architecture: Architecture, runtime: Runtime, seq_length: int | None = None, **overrides: Any
+) -> list[LanguageModel]:
+    """Build this rank's parts of the model: one, or as many as a virtual pipeline has on each stage.
+
+    They share one configuration. Arguments and errors are those of `build_model`.
     """
     layout = runtime.parallel
-    architecture.check_layout(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    architecture.check_layout(
+        layout.tensor_model_parallel_size,
+        layout.pipeline_model_parallel_size,
+        layout.context_parallel_size,
+        layout.virtual_pipeline_model_parallel_size,
+    )
     config = transformer_config(architecture, runtime, **overrides)
+    parts = layout.virtual_pipeline_model_parallel_size
+    stages: list[int | None] = [None] if parts == 1 else list(range(parts))
+    return [_build(architecture, runtime, config, seq_length, stage) for stage in stages]
+
+
+def _build(
+    architecture: Architecture,
+    runtime: Runtime,
+    config: TransformerConfig,
+    seq_length: int | None,
+    vp_stage: int | None,
+) -> LanguageModel:
+    """One part; `vp_stage` is None where there is no other."""
+    tp = runtime.parallel.tensor_model_parallel_size
     common: dict[str, Any] = {
         "config": config,
-        "vocab_size": architecture.padded_vocab_size(layout.tensor_model_parallel_size),
+        "vocab_size": architecture.padded_vocab_size(tp),
         "max_sequence_length": seq_length or architecture.max_position_embeddings,
-        "pre_process": parallel_state.is_pipeline_first_stage(),
-        "post_process": parallel_state.is_pipeline_last_stage(),
+        "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        "post_process": parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         "parallel_output": True,
         "share_embeddings_and_output_weights": architecture.tied_embeddings,
     }
     model: LanguageModel
     if architecture.mamba is not None:
-        model = Hybrid(architecture, mamba_stack_spec=_hybrid_spec(architecture, architecture.mamba), **common)
+        spec = _hybrid_spec(architecture, architecture.mamba, vp_stage)
+        model = Hybrid(architecture, mamba_stack_spec=spec, **common)
     else:
         te, rope = runtime.transformer_engine, architecture.rope
+        rotates = te and config.context_parallel_size == 1  # else the core attention rotates queries and keys itself
         model = Transformer(
             architecture,
-            transformer_layer_spec=_transformer_spec(architecture, config, te),
-            # Without Transformer Engine the core attention rotates queries and keys itself.
-            position_embedding_type="rope" if te and rope is not None else "none",
+            transformer_layer_spec=_transformer_spec(architecture, config, te, vp_stage),
+            position_embedding_type="rope" if rotates and rope is not None else "none",
             rotary_base=int(rope.theta) if rope is not None else 10000,
+            vp_stage=vp_stage,
             **common,
         )
+    if runtime.precision.fp8 == "emulate":
+        emulate_fp8(model, runtime.precision)
     return model.to(runtime.device)

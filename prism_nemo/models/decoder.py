@@ -75,4 +75,10 @@ class Hybrid(LanguageModel, MambaModel):
 
     def __init__(self, architecture: Architecture, **kwargs: Any) -> None:
         super().__init__(**kwargs, hybrid_override_pattern=architecture.layer_pattern)
+        self.vp_stage = self.decoder.vp_stage
         self.complete(architecture)
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        """As Megatron's, which asks which part of a virtual pipeline this is; MambaModel cannot be told."""
+        self.vp_stage = self.decoder.vp_stage
+        super().setup_embeddings_and_output_layer()

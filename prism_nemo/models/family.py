@@ -146,15 +146,28 @@ class Architecture:
         """Every size that fits."""
         return [n for n in range(1, self.num_query_groups + 1) if self.fits_tensor_parallel(n)]
 
-    def check_layout(self, tensor_model_parallel_size: int, pipeline_model_parallel_size: int) -> None:
+    def fits_context_parallel(self, tensor_model_parallel_size: int, size: int) -> bool:
+        """Whether `size` ranks can share a row: each computes some heads of every layer for all of its tokens."""
+        tp, mamba = tensor_model_parallel_size, self.mamba
+        heads = mamba_fits(self.num_attention_heads // tp, max(1, self.num_query_groups // tp), size)
+        return heads and (mamba is None or mamba_fits(mamba.heads // tp, max(1, mamba.groups // tp), size))
+
+    def check_layout(
+        self,
+        tensor_model_parallel_size: int,
+        pipeline_model_parallel_size: int,
+        context_parallel_size: int = 1,
+        virtual_pipeline_model_parallel_size: int = 1,
+    ) -> None:
         """Refuse a layout that this architecture cannot have.
 
         Raises:
             InputError: Naming the sizes that would work.
         """
-        tp, pp = tensor_model_parallel_size, pipeline_model_parallel_size
+        tp, pp, cp = tensor_model_parallel_size, pipeline_model_parallel_size, context_parallel_size
+        parts = virtual_pipeline_model_parallel_size
+        mamba = self.mamba and f", {self.mamba.heads} Mamba heads in {self.mamba.groups} groups"
         if not self.fits_tensor_parallel(tp):
-            mamba = self.mamba and f", {self.mamba.heads} Mamba heads in {self.mamba.groups} groups"
             raise InputError(
                 f"tensor_model_parallel_size {tp} does not divide {self.num_attention_heads} attention heads, "
                 f"{self.num_query_groups} key/value heads and MLP width {self.ffn_hidden_size}{mamba or ''}; "
@@ -164,6 +177,24 @@ class Architecture:
             works = [n for n in range(1, self.num_layers + 1) if self.num_layers % n == 0]
             raise InputError(
                 f"pipeline_model_parallel_size {pp} does not divide {self.num_layers} layers; these do: {works}"
+            )
+        if not self.fits_context_parallel(tp, cp):
+            works = [n for n in range(1, self.num_attention_heads // tp + 1) if self.fits_context_parallel(tp, n)]
+            raise InputError(
+                f"context_parallel_size {cp} at tensor_model_parallel_size {tp} does not share out "
+                f"{self.num_attention_heads} attention heads, {self.num_query_groups} key/value heads{mamba or ''}; "
+                f"these do: {works}"
+            )
+        if parts > 1 and pp == 1:
+            raise InputError(
+                f"virtual_pipeline_model_parallel_size {parts} needs pipeline_model_parallel_size 2 or more; "
+                "without a pipeline it is 1"
+            )
+        if self.num_layers % (pp * parts):
+            works = [n for n in range(1, self.num_layers // pp + 1) if self.num_layers % (pp * n) == 0]
+            raise InputError(
+                f"virtual_pipeline_model_parallel_size {parts} does not divide the {self.num_layers // pp} layers of "
+                f"each of {pp} pipeline stages; these do: {works}"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def metrics_line(
         "sampling_seconds": sampling,
         "seconds": state.seconds,
     }
-    if result is not None:
+    if result is not None and result.skipped is None:
         tokens = result.sums["tokens"]
         line["grad_norm"] = result.grad_norm
         line["logprob_gap"] = result.sums["logprob_gap"] / tokens

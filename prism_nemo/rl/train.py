@@ -11,23 +11,30 @@ import torch
 from megatron.core import parallel_state
 
 from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import RLConfig
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError
 from prism_nemo.models.build import build_model
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import positions
+from prism_nemo.models.recompute import check_recompute_of, recompute_fields
+from prism_nemo.precision.check import check_precision
 from prism_nemo.rl.grpo import group_advantages, policy_loss
 from prism_nemo.rl.metrics import keep_samples, metrics_line, sum_over_ranks, summarise
 from prism_nemo.rl.rewards.task import Task, task_named
 from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate, draw_prompts, roll_out
 from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import start, stop
-from prism_nemo.training.guards import StopRequest, check_finite
+from prism_nemo.training.guards import StepGuard, check_guards, check_replicas
+from prism_nemo.training.layout import check_layout
+from prism_nemo.training.monitors import check_monitors, listen
 from prism_nemo.training.progress import Progress
 from prism_nemo.training.schedule import learning_rate
 from prism_nemo.training.stage import begin, check_stage, end_step
+from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
+from prism_nemo.training.watch import Watchdog
 
 # fp32 log-probabilities of sampler and trainer differ by rounding, 1e-6 per token; a wrong position, mask or cache
 # shows at 1e-2 and above. bf16 kernels differ by up to 1e-2. Above this the stage refuses to start.
@@ -46,13 +53,30 @@ def check(config: RLConfig) -> list[Task]:
     tasks = [task_named(name) for name in config.tasks]
     architecture = read_architecture(Path(config.init_from))
     layout = config.parallel
-    architecture.check_layout(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    check_layout(architecture, layout, config.use_distributed_optimizer)
+    check_recompute_of(config.recompute, architecture, layout, config.precision)
+    check_precision(config.precision, architecture, layout, config.use_distributed_optimizer, config.recompute)
+    if config.precision.fp8 != "off":
+        # Rollouts decode from the weights without FP8 (generation/layers.py): another policy than the one trained.
+        raise InputError(
+            f"precision.fp8: {config.precision.fp8} is not available for RL: rollouts are sampled without FP8, and "
+            "every update would follow another policy than the sampled one; leave it off"
+        )
     if layout.pipeline_model_parallel_size > 1:
         raise InputError("parallel.pipeline_model_parallel_size: rollouts need 1; use tensor or data parallelism")
+    check_guards(config.guards)
+    check_monitors(config.monitor)
+    if config.guards.spike == "rollback":
+        raise InputError("guards.spike: an RL stage samples anew and has no data to leave out; use off, warn or skip")
     if config.rollout.prompts_per_step % layout.data_parallel_size:
         raise InputError(
             f"rollout.prompts_per_step {config.rollout.prompts_per_step} is not a multiple of "
             f"parallel.data_parallel_size {layout.data_parallel_size}"
+        )
+    if layout.context_parallel_size > 1 or layout.overlap_grad_reduce:
+        raise InputError(
+            "parallel.context_parallel_size, parallel.overlap_grad_reduce: responses have any length and ranks any "
+            "number of micro-batches; RL runs with 1 and without overlap; use tensor or data parallelism"
         )
     if layout.sequence_parallel:
         raise InputError("parallel.sequence_parallel: responses have any length; RL runs without it")
@@ -153,7 +177,8 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         InputError: If sampler and trainer disagree on the first batch.
         PrismError: If a number stops being finite, or a save fails.
     """
-    runtime = start(config.parallel, config.seed)
+    saver = Saver(config.checkpoint)  # forks its writer, so before there are threads and process groups
+    runtime = start(config.parallel, config.seed, precision=config.precision)
     tasks = check(config)
     by_name = {task.name: task for task in tasks}
     tokenizer = load_tokenizer(config.tokenizer)
@@ -165,8 +190,9 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         config.optimizer,
         architecture.max_position_embeddings,
         config.use_distributed_optimizer,
+        **recompute_fields(config.recompute),
     )
-    state, saved = begin("rl", config, run, trainer)
+    state, saved = begin("rl", config, run, trainer, saver)
     reference = _Reference(trainer, Path(config.init_from)) if config.grpo.kl_beta > 0 else None
 
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), config.parallel.data_parallel_size
@@ -188,8 +214,15 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
 
         return logprobs, loss_of
 
-    with StopRequest(config.max_seconds, runtime.device) as request:
+    guard = StepGuard(config.guards, state, run)
+    monitors = listen(run, config, config.monitor, state.step)
+    with (
+        StopRequest(config.max_seconds, runtime.device) as request,
+        Watchdog(config.guards.watchdog_seconds, runtime.rank) as watchdog,
+        saver,
+    ):
         while state.step < config.train_steps:
+            watchdog.alive(f"step {state.step + 1}")
             began = time.perf_counter()
             step = state.step
             problems = draw_prompts(tasks, config.rollout.prompts_per_step, step, config.seed)
@@ -212,9 +245,17 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
                 # A rank without a live group joins the update with one response of no weight: all reduce together.
                 batches = batches or [_no_weight(rollouts[:1], tokenizer.pad_id, runtime.device)]
                 result = trainer.step(
-                    forward_step, iter(batches), len(batches), config.micro_batch_size, batches[0].tokens.shape[1]
+                    forward_step,
+                    iter(batches),
+                    len(batches),
+                    config.micro_batch_size,
+                    batches[0].tokens.shape[1],
+                    guard.judge,
                 )
-                check_finite(step + 1, loss=result.sums["loss"], grad_norm=result.grad_norm)
+                loss = result.sums["loss"] / max(result.sums["tokens"], 1)
+                news = guard.settle(step + 1, state.consumed_samples, int(means["responses"]), loss, result.grad_norm)
+                if news is not None:
+                    progress.say(news)
             seconds = time.perf_counter() - began
             state.step += 1
             state.consumed_samples += int(means["responses"])
@@ -227,7 +268,10 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             length = means["response_tokens"] / means["responses"]
             speed = state.consumed_samples / state.seconds
             progress.update(state.step, f"reward {reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
-            saved = end_step(stage, config, run, trainer, state, request) or saved
+            if config.guards.replica_check_interval and state.step % config.guards.replica_check_interval == 0:
+                check_replicas(trainer.raw, state.step)
+            saved = end_step(stage, config, run, trainer, state, request, saver) or saved
+    monitors.close()
     stop()
     return {"step": state.step, "reward": reward, "seconds": state.seconds, "checkpoint": str(saved)}
 

@@ -6,17 +6,19 @@ Nothing else in the library asks whether CUDA is present.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from prism_nemo.config import ParallelConfig
+from prism_nemo.config import ParallelConfig, PrecisionConfig
 from prism_nemo.errors import InputError
 from prism_nemo.quiet import quiet
 
 T = TypeVar("T")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Runtime:
     world_size: int
     dtype: torch.dtype
     transformer_engine: bool
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
 
     @property
     def is_main(self) -> bool:
@@ -36,7 +39,12 @@ class Runtime:
         return self.rank == 0
 
 
-def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None) -> Runtime:
+def start(
+    parallel: ParallelConfig,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    precision: PrecisionConfig | None = None,
+) -> Runtime:
     """Join the process group, lay out Megatron's parallel groups, seed every generator.
 
     Reads torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...); without it, this is the only process.
@@ -44,7 +52,8 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
     Args:
         parallel: The layout; its product must equal the number of processes.
         seed: Seeds the weights (equal on all data-parallel ranks) and dropout.
-        dtype: Parameter type; fp32 on CPU and bf16 on GPU when not given.
+        dtype: Parameter type; that of `precision` when not given.
+        precision: What to compute in; by default fp32 on CPU, bf16 on GPU and no FP8.
 
     Returns:
         The runtime of this process.
@@ -59,7 +68,10 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
             f"layout {parallel.describe()} needs {parallel.world_size} processes, but {world_size} were started"
         )
     quiet()
+    precision = precision or PrecisionConfig()
     cuda = torch.cuda.is_available()
+    if dtype is None:
+        dtype = DTYPES[precision.dtype or ("bf16" if cuda else "fp32")]
     if cuda:
         from prism_nemo.runtime.cuda import has_transformer_engine, select_device
 
@@ -84,10 +96,13 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
             dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world_size)
+    virtual = parallel.virtual_pipeline_model_parallel_size
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=parallel.context_parallel_size,
     )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -96,8 +111,10 @@ def start(parallel: ParallelConfig, seed: int, dtype: torch.dtype | None = None)
         parallel=parallel,
         rank=rank,
         world_size=world_size,
-        dtype=dtype or (torch.bfloat16 if cuda else torch.float32),
-        transformer_engine=te,
+        dtype=dtype,
+        # Emulated FP8 goes into Megatron's own linear layers.
+        transformer_engine=te and precision.fp8 != "emulate",
+        precision=precision,
     )
 
 

@@ -114,7 +114,10 @@ def _cuda_type_names() -> Iterator[None]:
 
     def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+        # Inside `with torch.device(...)` torch asks twice, the second time with the answer of the first.
+        if not isinstance(result, str) or result.startswith("torch.cuda."):
+            return result
+        return f"torch.cuda.{result.rpartition('.')[2]}"
 
     torch.Tensor.type = named  # type: ignore[method-assign,assignment]
     try:
@@ -241,14 +244,32 @@ def _keep_freed_memory() -> None:
 
 
 def _adapt_checkpointing() -> None:
-    """dist_checkpointing/strategies/filesystem_async.py:55 starts a Manager by spawn, which re-imports the main script.
-
-    Our saves are synchronous and write from this process, so an ordinary queue carries their results.
+    """dist_checkpointing/strategies/filesystem_async.py:250 forks a process for each file, and :55 starts a Manager by
+    spawn, which re-imports the main script, to bring their results back. Both outlive a save that is killed and go on
+    writing. Here this process writes, one file after the other, and an ordinary queue carries the results.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     results: queue.Queue[Any] = queue.Queue()
+
+    def write_here(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], global_results: Any) -> None:
+        written: Any = {}
+        for index, bucket in enumerate(buckets):
+            outcome: queue.Queue[Any] = queue.Queue()
+            running: queue.Queue[int] = queue.Queue()
+            running.put(index)
+            filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+                transforms, index, bucket, outcome, running, use_fsync=True
+            )
+            found = outcome.get()[1]
+            if isinstance(found, Exception):
+                written = found
+                break
+            written[index] = found
+        global_results.put(written)
+
     filesystem_async._get_write_results_queue = lambda: results
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write_here)
 
 
 def _adapt_tensor_cuda() -> None:
@@ -258,6 +279,17 @@ def _adapt_tensor_cuda() -> None:
         return self
 
     torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
+
+
+@contextlib.contextmanager
+def allocating_on(device: torch.device) -> Iterator[None]:
+    """While open, what Megatron-Core allocates on the current CUDA device lies on `device`; "meta" takes no memory."""
+    global _CPU
+    before, _CPU = _CPU, device
+    try:
+        yield
+    finally:
+        _CPU = before
 
 
 _adapted = False

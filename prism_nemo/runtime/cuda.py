@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
 
 import torch
 
+from prism_nemo.runtime.detect import TRANSFORMER_ENGINE, load
 
+
+@functools.cache
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine can be imported (its presence is not enough without a CUDA device)."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    """Whether Transformer Engine's layers can be used: there is a CUDA device, and the layers can be imported."""
+    return torch.cuda.is_available() and load(TRANSFORMER_ENGINE) is not None
+
+
+def capability() -> tuple[int, int] | None:
+    """Compute capability of this process's GPU, (9, 0) for an H100; None without one."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def select_device() -> torch.device:

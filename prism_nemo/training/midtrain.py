@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,19 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 
-from prism_nemo.checkpoint.native import read_architecture
+from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import MidtrainConfig
 from prism_nemo.errors import InputError
 from prism_nemo.models.family import Architecture, architecture_from_hf
+from prism_nemo.models.layers.context_parallel import cut_batch
+from prism_nemo.models.layers.documents import pack_documents
+from prism_nemo.models.recompute import check_recompute_of, recompute_fields
+from prism_nemo.planning.flops import training_flops
+from prism_nemo.precision.check import check_precision
 from prism_nemo.run import RunDirectory, last_value
-from prism_nemo.runtime import start, stop
-from prism_nemo.training.guards import StopRequest, check_finite
+from prism_nemo.runtime import Runtime, start, stop
+from prism_nemo.training.feed import Feed, Validation, micro_batch_shape, open_held_out, planned
+from prism_nemo.training.guards import RollBack, StepGuard, check_guards, check_replicas
+from prism_nemo.training.layout import check_batch, check_layout
+from prism_nemo.training.monitors import check_monitors, listen
 from prism_nemo.training.progress import Progress
 from prism_nemo.training.schedule import learning_rate
-from prism_nemo.training.stage import begin, check_stage, end_step
+from prism_nemo.training.stage import begin, check_stage, end_step, newest_good
+from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
+from prism_nemo.training.utilisation import peak_memory_gb, utilisation
+from prism_nemo.training.watch import RankTimes, Watchdog
 
 Batch = dict[str, torch.Tensor]
 
@@ -35,10 +47,11 @@ def check(config: MidtrainConfig) -> Architecture:
     Raises:
         InputError: Naming the key and what would work.
     """
-    from prism_nemo.data.blend import held_out_rows
     from prism_nemo.data.manifest import load_manifest
 
     check_stage(config, "seq_length", "global_batch_size", "eval_interval", "data.validation_rows")
+    check_guards(config.guards)
+    check_monitors(config.monitor)
     if (config.init_from is None) == (config.model is None):
         raise InputError("give either init_from (a checkpoint) or model (a configuration to train from scratch)")
     if config.init_from is not None:
@@ -46,18 +59,14 @@ def check(config: MidtrainConfig) -> Architecture:
     else:
         architecture = architecture_from_hf(dict(config.model or {}), "model")
     layout = config.parallel
-    architecture.check_layout(layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    check_layout(architecture, layout, config.use_distributed_optimizer)
+    check_recompute_of(config.recompute, architecture, layout, config.precision)
+    check_precision(config.precision, architecture, layout, config.use_distributed_optimizer, config.recompute)
     if config.seq_length > architecture.max_position_embeddings:
         raise InputError(
             f"seq_length {config.seq_length} is more than the model's {architecture.max_position_embeddings}"
         )
-    if config.global_batch_size % (config.micro_batch_size * layout.data_parallel_size):
-        raise InputError(
-            f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size "
-            f"{config.micro_batch_size} x data_parallel_size {layout.data_parallel_size}"
-        )
-    if layout.sequence_parallel and config.seq_length % layout.tensor_model_parallel_size:
-        raise InputError("sequence_parallel needs seq_length to be a multiple of tensor_model_parallel_size")
+    check_batch(layout, config.seq_length, config.micro_batch_size, config.global_batch_size)
     manifest = load_manifest(config.data.path)
     if manifest.tokenizer.vocab_size > architecture.vocab_size:
         raise InputError(
@@ -65,67 +74,160 @@ def check(config: MidtrainConfig) -> Architecture:
             f"{architecture.vocab_size}; build the data with the model's tokenizer"
         )
     if config.data.validation_source is not None:
-        held_out_rows(config.data.path, config.data.validation_source, config.seq_length, validation_rows(config))
+        open_held_out(config)
+    planned(config, manifest)
     return architecture
 
 
-def language_model_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def language_model_loss(
+    batch: Batch, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Sum of the masked losses with its token count.
 
     Args:
-        loss_mask: [b, s], 0 or 1.
+        batch: `loss_mask` of the losses' shape, 0 or 1. With `sources` (rows, sources), one-hot, and `text_tokens`
+            (rows,), the sums are also reported by source.
         losses: [b, s] cross entropies.
     """
-    loss_sum = (losses.float() * loss_mask).sum()
-    tokens = loss_mask.sum()
-    return loss_sum, tokens.to(torch.int), {"loss": loss_sum.detach(), "tokens": tokens}
+    masked = losses.float() * batch["loss_mask"]
+    loss_sum, tokens = masked.sum(), batch["loss_mask"].sum()
+    report = {"loss": loss_sum.detach(), "tokens": tokens}
+    if "sources" in batch:
+        sources = batch["sources"]
+        values = torch.stack([masked.detach(), batch["loss_mask"]])
+        if "row_of_token" in batch:  # a share of the tokens, which may begin and end within a row
+            rows = values.new_zeros(2, len(sources)).index_add_(1, batch["row_of_token"], values.flatten(1))
+        else:
+            rows = values.view(2, len(sources), -1).sum(-1)
+        report["source_loss"], report["source_tokens"] = rows @ sources
+        report["source_text"] = batch["text_tokens"].float() @ sources
+        report["flops"] = batch["flops"]
+    return loss_sum, tokens.to(torch.int), report
 
 
 def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-    """Megatron's forward step for language modelling."""
-    batch = next(batches)
-    losses = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-    return losses, partial(language_model_loss, batch["loss_mask"])
+    """Megatron's forward step for language modelling; every pipeline stage learns where documents begin."""
+    whole = next(batches)
+    batch, packed = cut_batch(whole), None
+    if "cu_seqlens" in whole:
+        packed = pack_documents(whole["cu_seqlens"], whole["tokens"].numel(), whole["tokens"].device)
+    losses = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], packed_seq_params=packed)
+    return losses, partial(language_model_loss, batch)
 
 
-def _to(device: torch.device, batches: Iterator[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+class _Session:
+    """What one process of a run holds, from its start or its return to a checkpoint until it ends."""
 
+    def __init__(self, config: MidtrainConfig, stage: str, runtime: Runtime, saver: Saver) -> None:
+        self.config, self.runtime, self.saver = config, runtime, saver
+        architecture = check(config)
+        self.run = RunDirectory(config.run_dir, writes=runtime.is_main)
+        overrides = recompute_fields(config.recompute)
+        if config.init_from is None:
+            overrides.update(
+                init_method_std=config.init_method_std,
+                embedding_init_method_std=config.embedding_init_method_std,
+            )
+        self.trainer = Trainer(
+            architecture, runtime, config.optimizer, config.seq_length, config.use_distributed_optimizer, **overrides
+        )
+        self.state, self.saved = begin("midtrain", config, self.run, self.trainer, saver)
+        self.progress = Progress(stage, config.train_steps, self.state.step, runtime.is_main)
+        self.times = RankTimes(runtime.device, config.guards.slow_rank_ratio)
+        self.validation = None
+        if config.data.validation_source is not None:
+            self.validation = Validation(config, self.trainer, forward_step)
+        self.monitors = listen(self.run, config, config.monitor, self.state.step)
+        self._open()
+        self.loss = last_value(self.run.metrics_path, "loss")
 
-def validation_rows(config: MidtrainConfig) -> int:
-    """Rows of a validation: what was asked for, in whole micro-batches on every data-parallel rank."""
-    size = config.micro_batch_size * config.parallel.data_parallel_size
-    return max(size, config.data.validation_rows // size * size)
+    def _open(self) -> None:
+        """What follows from the state: the data from there on, and what the guards remember."""
+        lengths_to_flops = partial(training_flops, self.trainer.architecture)
+        self.feed = Feed(self.config, self.run, self.state, self.runtime, self.progress.say, lengths_to_flops)
+        self.guard = StepGuard(self.config.guards, self.state, self.run)
+        self.stream = iter(self.feed)
 
+    def step(self) -> None:
+        """One update, judged, counted and logged.
 
-def validate(trainer: Trainer, config: MidtrainConfig, source: str) -> float:
-    """Mean loss on evenly spaced held-out rows of one source, shared over data-parallel ranks."""
-    from prism_nemo.data.blend import held_out_rows
+        Raises:
+            RollBack: If the run should go back.
+            PrismError: If it cannot go on.
+        """
+        config, state = self.config, self.state
+        began = time.perf_counter()
+        lr = learning_rate(config.schedule, config.optimizer.lr, state.step, config.train_steps)
+        self.trainer.set_learning_rate(lr)
+        result = self.trainer.step(
+            forward_step, self.stream, self.feed.micro_batches, *micro_batch_shape(config), self.guard.judge
+        )
+        loss = result.sums["loss"] / max(result.sums["tokens"], 1)
+        first_sample = state.consumed_samples
+        news = self.guard.settle(state.step + 1, first_sample, config.global_batch_size, loss, result.grad_norm)
+        if news is not None:
+            self.progress.say(news)
+        seconds = time.perf_counter() - began
+        tokens = self.feed.account(result)
+        self.times.step()
+        state.step += 1
+        state.consumed_samples += config.global_batch_size
+        state.consumed_tokens += tokens
+        state.seconds += seconds
+        if math.isfinite(loss):
+            self.loss = loss
+        if state.step % config.log_interval == 0 or state.step in (1, config.train_steps):
+            self._log(lr, loss, result.grad_norm, tokens / seconds, result.sums["flops"] / seconds)
+        if self.loss is not None:
+            speed = state.consumed_tokens / state.seconds
+            self.progress.update(state.step, f"loss {self.loss:.3f}  {speed:,.0f} tok/s")
 
-    rows = validation_rows(config)
-    tokens, labels = held_out_rows(config.data.path, source, config.seq_length, rows)
-    share = rows // config.parallel.data_parallel_size
-    first = share * parallel_state.get_data_parallel_rank()
+    def _log(self, lr: float, loss: float, grad_norm: float, speed: float, flops: float) -> None:
+        state = self.state
+        busy, warning = self.times.slowest()
+        if warning is not None:
+            self.progress.say(f"step {state.step}: {warning}")
+        values = {
+            "step": state.step,
+            # JSON has no NaN; a step without a finite loss is in bad_steps.jsonl.
+            "loss": loss if math.isfinite(loss) else None,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "lr": lr,
+            "tokens": state.consumed_tokens,
+            "skipped_steps": self.guard.skipped,
+            "tokens_per_second": speed,
+            **utilisation(flops / self.runtime.world_size, self.runtime.device),
+            "memory_gb": peak_memory_gb(self.runtime.device),
+            "seconds": state.seconds,
+            **busy,
+            **self.feed.log_values(state.consumed_samples),
+        }
+        self.run.log({name: value for name, value in values.items() if value is not None})
 
-    def batches() -> Iterator[Batch]:
-        for i in range(first, first + share, config.micro_batch_size):
-            part = slice(i, i + config.micro_batch_size)
-            yield {
-                "tokens": tokens[part],
-                "labels": labels[part],
-                "loss_mask": torch.ones_like(tokens[part], dtype=torch.float32),
-                "position_ids": torch.arange(config.seq_length).expand_as(tokens[part]),
-            }
-
-    sums = trainer.evaluate(
-        forward_step,
-        _to(trainer.runtime.device, batches()),
-        share // config.micro_batch_size,
-        config.micro_batch_size,
-        config.seq_length,
-    )
-    return sums["loss"] / sums["tokens"]
+    def go_back(self, reason: str) -> None:
+        """Return to the newest checkpoint, and go on behind the samples that led away from it."""
+        bad, step = self.state.consumed_samples + self.config.global_batch_size, self.state.step + 1
+        self.saver.wait()
+        before, verify = self.guard, self.config.checkpoint.verify_on_load
+        latest, problems = newest_good(self.run.checkpoints, verify)
+        for problem in problems:
+            self.progress.say(problem)
+        if latest is None:
+            self.progress.say(f"step {step}: {reason}; there is no checkpoint to go back to: the step is left out")
+            self.state.step += 1
+            self.state.consumed_samples = bad
+            return
+        self.state = load(latest, self.trainer.raw, self.trainer.optimizer)
+        event = {"event": "rolled back", "step": step, "to": self.state.step, "reason": reason}
+        self.run.record({**event, "left_out": [self.state.consumed_samples, bad]})
+        self.progress.say(
+            f"step {step}: {reason}; back to step {self.state.step}, and on from sample {bad:,}: samples "
+            f"{self.state.consumed_samples:,} to {bad - 1:,} are left out"
+        )
+        self.run.truncate_metrics(self.state.step)
+        self.state.consumed_samples = bad
+        self._open()
+        self.guard.rolled_back(before)
 
 
 def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
@@ -140,81 +242,41 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
 
     Raises:
         StoppedEarly: On a signal or the time limit, after saving.
-        PrismError: If the loss or gradient stops being finite, or a save fails.
+        PrismError: If loss or gradient stay without a finite value, replicas differ, or a save fails.
     """
-    from prism_nemo.data.batches import BatchIterator
-    from prism_nemo.data.blend import build_blend
-
-    runtime = start(config.parallel, config.seed)
-    architecture = check(config)
-    run = RunDirectory(config.run_dir, writes=runtime.is_main)
-    overrides = {}
-    if config.init_from is None:
-        overrides = {
-            "init_method_std": config.init_method_std,
-            "embedding_init_method_std": config.embedding_init_method_std,
-        }
-    trainer = Trainer(
-        architecture, runtime, config.optimizer, config.seq_length, config.use_distributed_optimizer, **overrides
-    )
-    state, saved = begin("midtrain", config, run, trainer)
-    blend = build_blend(
-        config.data.path,
-        seq_length=config.seq_length,
-        num_samples=config.train_steps * config.global_batch_size,
-        seed=config.seed,
-        cache_dir=run.path / "index",
-    )
-    batches = BatchIterator(
-        blend,
-        micro_batch_size=config.micro_batch_size,
-        data_parallel_rank=parallel_state.get_data_parallel_rank(),
-        data_parallel_size=config.parallel.data_parallel_size,
-        global_batch_size=config.global_batch_size,
-        consumed_samples=state.consumed_samples,
-    )
-    progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
-    loss = last_value(run.metrics_path, "loss")
-
-    stream = _to(runtime.device, batches)
-    with StopRequest(config.max_seconds, runtime.device) as request:
-        while state.step < config.train_steps:
-            began = time.perf_counter()
-            lr = learning_rate(config.schedule, config.optimizer.lr, state.step, config.train_steps)
-            trainer.set_learning_rate(lr)
-            result = trainer.step(
-                forward_step, stream, batches.micro_batches_per_step, config.micro_batch_size, config.seq_length
-            )
-            loss = result.sums["loss"] / result.sums["tokens"]
-            check_finite(state.step + 1, loss=loss, grad_norm=result.grad_norm)
-            seconds = time.perf_counter() - began
-            tokens = int(result.sums["tokens"])
-            state.step += 1
-            state.consumed_samples += config.global_batch_size
-            state.consumed_tokens += tokens
-            state.seconds += seconds
-            if state.step % config.log_interval == 0 or state.step in (1, config.train_steps):
-                run.log(
-                    {
-                        "step": state.step,
-                        "loss": loss,
-                        "grad_norm": result.grad_norm,
-                        "lr": lr,
-                        "tokens": state.consumed_tokens,
-                        "tokens_per_second": tokens / seconds,
-                        "seconds": state.seconds,
-                    }
-                )
-            progress.update(state.step, f"loss {loss:.3f}  {state.consumed_tokens / state.seconds:,.0f} tok/s")
-            source = config.data.validation_source
-            if source is not None and (state.step % config.eval_interval == 0 or state.step == config.train_steps):
-                run.log({"step": state.step, "validation_loss": validate(trainer, config, source)})
-            saved = end_step(stage, config, run, trainer, state, request) or saved
+    saver = Saver(config.checkpoint)  # forks its writer, so before there are threads and process groups
+    runtime = start(config.parallel, config.seed, precision=config.precision)
+    with (
+        StopRequest(config.max_seconds, runtime.device) as request,
+        Watchdog(config.guards.watchdog_seconds, runtime.rank) as watchdog,
+        saver,
+    ):
+        watchdog.alive("building the model and loading the checkpoint")
+        session = _Session(config, stage, runtime, saver)
+        while session.state.step < config.train_steps:
+            watchdog.alive(f"step {session.state.step + 1}")
+            try:
+                session.step()
+            except RollBack as back:
+                session.go_back(str(back))
+                continue
+            state, interval = session.state, config.guards.replica_check_interval
+            if interval and state.step % interval == 0:
+                check_replicas(session.trainer.raw, state.step)
+            if session.validation is not None and (
+                state.step % config.eval_interval == 0 or state.step == config.train_steps
+            ):
+                watchdog.alive(f"the validation after step {state.step}")
+                session.run.log({"step": state.step, "validation_loss": session.validation.loss()})
+            watchdog.alive(f"saving after step {state.step}")
+            saved = end_step(stage, config, session.run, session.trainer, state, request, saver)
+            session.saved = saved or session.saved
+    session.monitors.close()
     stop()
     return {
-        "step": state.step,
-        "loss": loss,
-        "tokens": state.consumed_tokens,
-        "seconds": state.seconds,
-        "checkpoint": str(saved),
+        "step": session.state.step,
+        "loss": session.loss,
+        "tokens": session.state.consumed_tokens,
+        "seconds": session.state.seconds,
+        "checkpoint": str(session.saved),
     }

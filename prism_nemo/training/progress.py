@@ -42,3 +42,9 @@ class Progress:
         end = "\n" if not self.terminal or step >= self.steps else ""
         sys.stderr.write(f"\r\x1b[K{line}{end}" if self.terminal else f"{line}\n")
         sys.stderr.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, about work that is no step."""
+        if self.enabled:
+            sys.stderr.write(f"\r\x1b[K{text}\n" if self.terminal else f"{text}\n")
+            sys.stderr.flush()

@@ -5,24 +5,31 @@ Mid-training and reinforcement learning differ in what a step is; everything aro
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch.distributed as dist
+
+from prism_nemo.checkpoint.atomic import HASHES, MANIFEST, read_manifest, remove_leftovers
+from prism_nemo.checkpoint.hashes import damage, sha256
 from prism_nemo.checkpoint.native import (
     TrainState,
     find_latest,
     load,
-    remove_old,
-    save,
+    set_aside,
     set_aside_damaged,
     step_directory,
 )
+from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import CheckpointConfig, ParallelConfig, ScheduleConfig, check_positive
-from prism_nemo.errors import StoppedEarly
+from prism_nemo.errors import InputError, StoppedEarly
+from prism_nemo.models.family import Architecture
 from prism_nemo.run import RunDirectory
-from prism_nemo.runtime import stop
-from prism_nemo.training.guards import StopRequest
+from prism_nemo.runtime import start, stop
 from prism_nemo.training.schedule import check_schedule
+from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
 
 
@@ -65,9 +72,42 @@ def check_stage(config: StageConfig, *counts: str) -> None:
         *counts,
     )
     check_schedule(config.schedule)
+    if config.checkpoint.keep_every is not None:
+        check_positive(config, "checkpoint.keep_every")
 
 
-def begin(kind: str, config: StageConfig, run: RunDirectory, trainer: Trainer) -> tuple[TrainState, Path | None]:
+def make_trainer(
+    start_with: dict[str, Any], architecture: Architecture, arguments: tuple[Any, ...], more: dict[str, Any]
+) -> tuple[Trainer, Architecture]:
+    """A trainer like the rank's, in the process that writes its checkpoints."""
+    trainer = Trainer(architecture, start(seed=0, **start_with), *arguments, **more)
+    return trainer, trainer.architecture
+
+
+def newest_good(checkpoints: Path, verify: bool) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, by its sizes and, if asked, by its hashes; every rank calls this.
+
+    Newer ones are damaged: they are renamed, so that the run can go back and come to their steps again.
+
+    Returns:
+        The checkpoint, or None; and what was wrong with the newer ones (on rank 0 only).
+    """
+    problems: list[str] = []
+    while True:
+        latest = find_latest(checkpoints)
+        problems += set_aside_damaged(checkpoints, latest)
+        problem = damage(latest) if latest is not None and verify else None
+        if problem is None:
+            return latest, problems
+        if latest is not None and dist.get_rank() == 0:
+            problems.append(f"{problem} (kept as {set_aside(latest).name})")
+        if dist.get_world_size() > 1:
+            dist.barrier()
+
+
+def begin(
+    kind: str, config: StageConfig, run: RunDirectory, trainer: Trainer, saver: Saver | None = None
+) -> tuple[TrainState, Path | None]:
     """Fill the trainer from the run's newest checkpoint, or from where the stage starts; record the start.
 
     Args:
@@ -75,47 +115,84 @@ def begin(kind: str, config: StageConfig, run: RunDirectory, trainer: Trainer) -
         config: The stage's configuration.
         run: Its directory.
         trainer: Filled in place; keeps its random weights if there is nothing to load.
+        saver: Saves the stage's checkpoints; makes this the only run in the directory.
 
     Returns:
         The state to continue from, and the checkpoint that it came from (None at the beginning).
+
+    Raises:
+        InputError: If another run is going on in the directory, or `init_from` is damaged.
     """
-    latest = find_latest(run.checkpoints)
-    set_aside_damaged(run.checkpoints, latest)
+    if saver is not None:
+        saver.claim(run.path)
+        if run.writes:
+            remove_leftovers(step_directory(run.checkpoints, 0), alone=True)
+    verify = config.checkpoint.verify_on_load
+    latest, problems = newest_good(run.checkpoints, verify)
+    where = f"step {int(latest.name[5:])}" if latest is not None else "the beginning"
+    for problem in problems:
+        sys.stderr.write(f"{problem}; the run goes back to {where}\n")
     state = TrainState()
     if latest is not None:
         state = load(latest, trainer.raw, trainer.optimizer)
     elif config.init_from is not None:
+        wrong = damage(Path(config.init_from)) if verify else None
+        if wrong is not None:
+            raise InputError(f"init_from: {wrong}")
         load(Path(config.init_from), trainer.raw)
         trainer.optimizer.reload_model_params()
     run.begin(kind, config, [config.init_from] if config.init_from else [], state.step)
+    if config.init_from and run.writes:
+        _record_parent(run, Path(config.init_from))
+    for problem in problems:
+        run.record({"event": "damaged checkpoint", "problem": problem, "to": state.step})
     run.truncate_metrics(state.step)
+    next_save = (state.step // config.checkpoint.save_interval + 1) * config.checkpoint.save_interval
+    if saver is not None and next_save < config.train_steps:  # the last one is waited for in any case
+        runtime = trainer.runtime
+        start_with = {"parallel": runtime.parallel, "dtype": runtime.dtype, "precision": runtime.precision}
+        saver.prepare(trainer, make_trainer, start_with, *trainer.arguments)
     return state, latest
 
 
+def _record_parent(run: RunDirectory, parent: Path) -> None:
+    """What exactly the stage started from: the hashes of the parent's files, and of the manifest that names them."""
+    event = {"event": "started from", "checkpoint": str(parent), "manifest_sha256": sha256(parent / MANIFEST)}
+    run.record({**event, "sha256": read_manifest(parent).get(HASHES, {})})
+
+
 def end_step(
-    stage: str, config: StageConfig, run: RunDirectory, trainer: Trainer, state: TrainState, request: StopRequest
+    stage: str,
+    config: StageConfig,
+    run: RunDirectory,
+    trainer: Trainer,
+    state: TrainState,
+    request: StopRequest,
+    saver: Saver | None = None,
 ) -> Path | None:
     """Save if a checkpoint is due, the stage is done, or it was asked to stop; every rank calls this after each step.
+
+    A checkpoint in the middle of a stage is written in the background, if the saver can; the last one is waited for.
 
     Returns:
         The checkpoint that was saved, or None.
 
     Raises:
         StoppedEarly: If the stage was asked to stop, after saving.
-        PrismError: If the save failed.
+        PrismError: If this save, or one in the background, failed.
     """
+    saver = saver or Saver(replace(config.checkpoint, async_save=False))
+    saver.poll()
     done = state.step >= config.train_steps
     stopping = not done and request.agreed()
     if not (stopping or done or state.step % config.checkpoint.save_interval == 0):
         return None
     path = step_directory(run.checkpoints, state.step)
-    save(path, trainer.raw, trainer.architecture, trainer.optimizer, state, {"stage": stage})
-    if run.writes:
-        remove_old(run.checkpoints, config.checkpoint.keep)
+    saved = saver.save(path, trainer, state, {"stage": stage}, background=not (stopping or done))
     if stopping:
         stop()
         raise StoppedEarly(
             f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}); "
             "saved, run the same command again to continue"
         )
-    return path
+    return saved

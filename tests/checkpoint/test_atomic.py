@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prism_nemo.checkpoint import atomic
-from prism_nemo.checkpoint.atomic import MANIFEST, publish, read_manifest, remove_leftovers, temporary_name
+from prism_nemo.checkpoint.atomic import MANIFEST, publish, read_manifest, remove_leftovers, temporary_name, write_text
 from prism_nemo.errors import InputError
 
 
@@ -50,12 +50,46 @@ def test_everything_is_on_disk_before_the_name_appears(tmp_path: Path, monkeypat
         events.append("rename")
         rename(old, new)
 
-    monkeypatch.setattr(atomic, "_sync", seen)
+    monkeypatch.setattr(atomic, "sync", seen)
     monkeypatch.setattr(atomic.os, "rename", renamed)
     publish(written(tmp_path / "final"), tmp_path / "final", {})
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     assert {f"sync {name}" for name in ("a.bin", "b.bin", MANIFEST)} <= set(before)
     assert after == [f"sync {tmp_path.name}"]
+
+
+def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.json"
+    write_text(file, "old é")
+    events: list[str] = []
+    replace, sync = os.replace, atomic.sync
+
+    def synced(path: Path) -> None:
+        assert path.read_text(encoding="utf-8") == "new é"
+        events.append("sync")
+        sync(path)
+
+    def replaced(old: Path, new: Path) -> None:
+        assert file.read_text(encoding="utf-8") == "old é"
+        events.append("replace")
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "sync", synced)
+        patch.setattr(atomic.os, "replace", replaced)
+        write_text(file, "new é")
+    assert events == ["sync", "replace"]
+    assert file.read_text(encoding="utf-8") == "new é"
+
+    def fail(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(atomic.os, "replace", fail)
+    with pytest.raises(OSError, match="full"):
+        write_text(file, "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_temporary_directory_is_not_a_checkpoint(tmp_path: Path) -> None:

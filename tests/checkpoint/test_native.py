@@ -12,7 +12,7 @@ import torch
 from tiny_llama import all_tensors, save_tiny_llama
 
 from prism_nemo.checkpoint.atomic import MANIFEST, read_manifest
-from prism_nemo.checkpoint.native import find_latest, read_architecture, remove_old, step_directory
+from prism_nemo.checkpoint.native import find_latest, read_architecture, step_directory
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.models.family import read_hf_config
@@ -45,6 +45,7 @@ def test_manifest_says_what_is_inside(saved: Path, tiny_hf: Path) -> None:
     manifest = read_manifest(step_directory(saved, 20))
     assert manifest["step"] == 20
     assert manifest["has_optimizer"] is True
+    assert manifest["sha256"].keys() == manifest["files"].keys()
     assert {"torch", "megatron-core", "prism-nemo"} <= manifest["versions"].keys()
     assert read_architecture(step_directory(saved, 20)) == read_hf_config(tiny_hf)
 
@@ -109,14 +110,6 @@ def test_no_checkpoints_no_latest(tmp_path: Path) -> None:
 def test_steps_sort_as_numbers(tmp_path: Path) -> None:
     names = [step_directory(tmp_path, step).name for step in (9, 10, 99, 100, 25_000)]
     assert names == sorted(names)
-
-
-def test_remove_old_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        step_directory(tmp_path, step).mkdir()
-    (tmp_path / "step_00000004.tmp-1").mkdir()
-    remove_old(tmp_path, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003", "step_00000004.tmp-1"]
 
 
 @pytest.mark.parametrize(

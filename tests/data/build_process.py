@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from prism_nemo.data import documents
+from prism_nemo.data import units
 from prism_nemo.data.build import build_mixture
 from prism_nemo.data.mixture_file import load_mixture
 from prism_nemo.data.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
-    documents.UNIT_BYTES = 20_000
+    units.UNIT_BYTES = 20_000
     build_mixture(
         load_mixture(sys.argv[1]),
         load_tokenizer(sys.argv[2]),

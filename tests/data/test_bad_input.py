@@ -60,7 +60,7 @@ def test_bad_lines_within_the_limit_are_counted_with_the_first_of_each_kind(
     file = tmp_path / "a.jsonl"
     file.write_bytes(GOOD + b"".join(line + b"\n" + GOOD for line in BAD_LINES.values()) * 2 + b"\n")
     # Small units: line numbers must be those of the file all the same.
-    monkeypatch.setattr("prism_nemo.data.documents.UNIT_BYTES", 50)
+    monkeypatch.setattr("prism_nemo.data.units.UNIT_BYTES", 50)
     said: list[str] = []
     manifest = build_mixture(
         source(file, max_bad=14, max_document_bytes=2000), tokenizer, tmp_path / "out", workers=workers,
@@ -138,7 +138,7 @@ def test_parquet_rows_become_documents_in_order(
     texts = [words("abc", 9, i) for i in range(700)]
     table = pa.table({"body": texts, "score": list(range(700)), "m": [{"lang": "py"}] * 700})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
-    monkeypatch.setattr("prism_nemo.data.documents.UNIT_BYTES", 9000)
+    monkeypatch.setattr("prism_nemo.data.units.UNIT_BYTES", 9000)
     mixture = source(tmp_path / "a.parquet", text_field="body", filter=["score >= 3 and m.lang == 'py'"])
     for workers in (1, 2):
         manifest = build_mixture(mixture, tokenizer, tmp_path / f"out{workers}", workers=workers)
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_in_the_join_keeps_the_parts(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("prism_nemo.data.build.write_index", fail)
+        patch.setattr("prism_nemo.data.join.write_index", fail)
         with pytest.raises(PrismError, match="no room left"):
             build_mixture(mixture, tokenizer, out)
     assert [file.suffix for file in out.rglob("*") if file.is_file()] == [".part"]

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from small_text import words, write_jsonl
 
-from prism_nemo.data.build import build_mixture
+from prism_nemo.data.build import Manifest, build_mixture
 from prism_nemo.data.mixture import Hub, Mixture, Source
 from prism_nemo.data.mixture_file import load_mixture
 from prism_nemo.data.tokenizer import Tokenizer
@@ -54,6 +55,26 @@ def test_rows_of_all_files_are_streamed_in_order(hub: SimpleNamespace, tokenizer
     assert found == [text for texts in TEXTS for text in texts]
     (item,) = manifest.source("s").inputs
     assert (item.path, item.sha256) == ("hub:org/name//train", "c0ffee")
+
+
+def test_rows_of_the_hub_can_have_a_mask_and_a_cap(hub: SimpleNamespace, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def build(cap: int | None) -> Manifest:
+        masked = Source("s", "d", [], 1.0, hub=Hub("org/name"), template="Say: {text}", loss=["text"], max_tokens=cap)
+        return build_mixture(Mixture("m", [masked]), tokenizer, tmp_path / "out")
+
+    whole = build(None).source("s")
+    stored = IndexedDataset(build(None).prefix("s"))
+    mask = np.fromfile(build(None).prefix("s") + ".loss", np.uint8)
+    ids = np.concatenate([stored[i] for i in range(len(stored))])
+    assert len(mask) == len(ids) == whole.tokens
+    kept = tokenizer.decode(ids[mask == 1].tolist()).split("<eos>")[:-1]
+    assert [text.lstrip() for text in kept] == [text for texts in TEXTS for text in texts]
+    some = build(whole.tokens // 2).source("s")
+    assert 0 < some.tokens <= whole.tokens // 2
+    assert [item.sha256 for item in some.inputs] == ["c0ffee"]
+    assert build(whole.tokens // 2).rebuilt == ()
+    hub.commit = "decaf"
+    assert build(whole.tokens // 2).rebuilt == ("s",)
 
 
 def test_a_new_commit_is_built_anew_and_the_same_one_is_not(

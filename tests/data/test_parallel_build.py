@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from small_text import words, write_jsonl
 
-from prism_nemo.data import documents, tokenise
+from prism_nemo.data import tokenise, units
 from prism_nemo.data.build import build_mixture, build_shard, load_manifest
 from prism_nemo.data.mixture import Decontaminate, Deduplicate, Mixture, Source
 from prism_nemo.data.mixture_file import load_mixture
@@ -37,7 +38,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A mixture file over three kinds of files, with repeated, filtered, contaminated, empty and broken documents."""
+    """A mixture file over three kinds of files, with repeated, filtered, contaminated, empty and broken documents.
+
+    One source has a loss mask.
+    """
     rng = random.Random(1)
     rows = [{"text": words("abcdef", rng.randint(1, 60), i), "score": i % 5} for i in range(300)]
     rows[7]["text"] = words("abcdef", 60, 999)
@@ -51,12 +55,17 @@ def corpus(tmp_path: Path) -> Path:
     for i in range(30):
         (tmp_path / f"t{i:02}.txt").write_text(words("xyz", 40, 5) if i == 20 else words("xyz", 40, i))
     write_jsonl(tmp_path / "held.jsonl", [rows[11]["text"], words("uvw", 30, 1)])
+    turns = [{"q": words("abc", 9, i), "a": words("xyz", 30 - i % 30, i), "x": words("uv", 20, i)} for i in range(90)]
+    turns[60] = turns[30]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, turns)))
     write_jsonl(tmp_path / "eval.jsonl", ["short", EVALUATION])
     path = tmp_path / "m.yaml"
     path.write_text(
         "name: m\nretention: none\ndeduplicate: {near: 0.8}\ndecontaminate: {against: [eval.jsonl]}\nsources:\n"
         '  - {name: a, domain: x, paths: [a.jsonl], weight: 2, filter: "score >= 1", max_bad: 1}\n'
         "  - {name: t, domain: y, paths: ['t*.txt'], weight: 1}\n"
+        '  - {name: q, domain: z, weight: 1, inputs: [{paths: [q.jsonl], template: "{q}: {a}", loss: [a]}, '
+        "{paths: [q.jsonl], text_field: x}]}\n"
         "  - {name: held, domain: y, paths: [held.jsonl], weight: 0}\n"
     )
     return path
@@ -64,7 +73,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "UNIT_BYTES", 3000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 3000)
 
 
 def test_one_two_and_four_workers_write_the_same_bytes(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -83,10 +92,15 @@ def test_one_two_and_four_workers_write_the_same_bytes(corpus: Path, tokenizer: 
     assert report["empty"] == 1
     assert manifest.source("t").report["duplicates"] == {"exact": 1}
     assert manifest.source("held").report["duplicates"] == {}
+    q = manifest.source("q")
+    assert q.report["duplicates"] == {"exact": 2}
+    mask = np.frombuffer(one[f"{q.prefix}.loss"], np.uint8)
+    assert (len(mask), int(mask.sum())) == (q.tokens, q.loss_tokens)
+    assert 0 < int(mask.sum()) < q.tokens
 
 
 def test_the_default_sources_are_cut_in_units_so_that_workers_have_something_to_share(corpus: Path) -> None:
-    assert len(documents.units_of(load_mixture(corpus).sources[0].all_inputs()[0])) > 10
+    assert len(list(units.units_of(load_mixture(corpus).sources[0].all_inputs()[0]))) > 10
 
 
 def test_shards_joined_give_the_bytes_of_one_build(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -105,7 +119,7 @@ def test_shards_joined_give_the_bytes_of_one_build(corpus: Path, tokenizer: Toke
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenise.PartWriter, "finish", count)
         build_mixture(mixture, tokenizer, tmp_path / "out")
-    total = sum(len(documents.units_of(item)) for s in mixture.sources for item in s.all_inputs())
+    total = sum(len(list(units.units_of(item))) for s in mixture.sources for item in s.all_inputs())
     assert len(made) == total - sum(done)  # the missing shard alone
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     done = [build_shard(mixture, tokenizer, tmp_path / "all", (i, 3)) for i in range(3)]
@@ -135,7 +149,7 @@ def test_kept_parts_let_only_the_changed_stretch_be_done_again(
     assert {name: data for name, data in contents(out).items() if name not in parts} == contents(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("change", ["evaluation", "filter", "template", "tokenizer", "max_document_bytes"])
+@pytest.mark.parametrize("change", ["evaluation", "filter", "template", "loss", "tokenizer", "max_document_bytes"])
 def test_a_kept_part_is_not_taken_when_what_decided_its_content_has_changed(
     change: str, corpus: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -149,6 +163,8 @@ def test_a_kept_part_is_not_taken_when_what_decided_its_content_has_changed(
         source.filter = ["score >= 3"]
     elif change == "template":
         source.template = "{text}!"
+    elif change == "loss":
+        mixture.sources[2].inputs[0].loss = ["q"]
     elif change == "tokenizer":
         changed = Tokenizer(tokenizer._inner, tokenizer.path, "0" * 64, tokenizer.token_id("<pad>") or 0, 0)
         tokenizer = changed
@@ -164,13 +180,14 @@ def test_a_kept_part_is_not_taken_when_what_decided_its_content_has_changed(
 def test_kill_9_at_any_time_leaves_nothing_that_opens_and_the_next_run_ends_with_the_same_bytes(
     workers: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"{name}.jsonl", [words("abcdef", 100, i) for i in range(400)])
     path = tmp_path / "m.yaml"
     path.write_text(
         "name: m\nretention: none\ndeduplicate: exact\nsources:\n"
-        + "".join(f"  - {{name: {name}, domain: x, paths: [{name}.jsonl], weight: 1}}\n" for name in ("a", "b"))
+        "  - {name: a, domain: x, paths: [a.jsonl], weight: 1}\n"
+        '  - {name: b, domain: x, paths: [b.jsonl], weight: 1, template: "{text} and more", loss: [text]}\n'
     )
     (tmp_path / "b.jsonl").write_text(
         words("x", 3, 1).join(['{"text": "', '"}\n']) + (tmp_path / "a.jsonl").read_text()
@@ -194,7 +211,10 @@ def test_kill_9_at_any_time_leaves_nothing_that_opens_and_the_next_run_ends_with
                 load_manifest(out)
         for item in out.glob("*.json"):
             if item.name != "manifest.json":
-                assert len(IndexedDataset(str(item.with_suffix("")))) == json.loads(item.read_text())["documents"]
+                record = json.loads(item.read_text())
+                assert len(IndexedDataset(str(item.with_suffix("")))) == record["documents"]
+                if record["name"] == "b":
+                    assert item.with_suffix(".loss").stat().st_size == record["tokens"]
     assert kills >= 2
     build_mixture(load_mixture(path), tokenizer, out)
     assert contents(out) == contents(tmp_path / "whole")
@@ -297,22 +317,22 @@ def test_the_error_is_that_of_the_first_document_whichever_worker_was_first(
 
 def test_a_changed_rule_or_evaluation_set_causes_a_rebuild(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    everything = ("a", "t", "held")
+    everything = ("a", "t", "q", "held")
     assert build_mixture(load_mixture(corpus), tokenizer, out).rebuilt == everything
     assert build_mixture(load_mixture(corpus), tokenizer, out).rebuilt == ()
     write_jsonl(corpus.parent / "eval.jsonl", [EVALUATION + " and more of it"])
     assert build_mixture(load_mixture(corpus), tokenizer, out).rebuilt == everything
     mixture = load_mixture(corpus)
     mixture.sources[0].filter = ["score >= 2"]
-    # `a` comes before `t`, and what is left of `t` depends on what is in `a`.
-    assert build_mixture(mixture, tokenizer, out).rebuilt == ("a", "t")
+    # `a` comes before `t` and `q`, and what is left of these depends on what is in `a`.
+    assert build_mixture(mixture, tokenizer, out).rebuilt == ("a", "t", "q")
     mixture.deduplicate = Deduplicate(True, None)
     assert build_mixture(mixture, tokenizer, out).rebuilt == everything
     mixture.deduplicate = None
     assert build_mixture(mixture, tokenizer, out).rebuilt == everything
     mixture.sources[0].filter = ["score >= 1"]
     assert build_mixture(mixture, tokenizer, out).rebuilt == ("a",)
-    assert {file.name.split("-")[0] for file in out.iterdir()} == {"a", "t", "held", "manifest.json"}
+    assert {file.name.split("-")[0] for file in out.iterdir()} == {"a", "t", "q", "held", "manifest.json"}
 
 
 def test_an_unchanged_source_still_counts_as_seen(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -320,7 +340,7 @@ def test_an_unchanged_source_still_counts_as_seen(corpus: Path, tokenizer: Token
     build_mixture(mixture, tokenizer, out)
     (corpus.parent / "t05.txt").write_text(json.loads((corpus.parent / "a.jsonl").read_text().split("\n")[1])["text"])
     manifest = build_mixture(mixture, tokenizer, out)
-    assert manifest.rebuilt == ("t",)
+    assert manifest.rebuilt == ("t", "q")
     assert manifest.source("t").report["duplicate_examples"][0]["source"] == "a"
 
 
@@ -342,7 +362,7 @@ def test_every_token_of_every_document_exactly_once_and_in_order(
         return
     expected = list(dict.fromkeys(kept)) if exact else kept
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "UNIT_BYTES", unit)
+        patch.setattr(units, "UNIT_BYTES", unit)
         patch.setattr("prism_nemo.data.build._BATCH_CHARACTERS", batch)
         file = Path(folder) / "a.jsonl"
         file.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")

@@ -42,6 +42,23 @@ def test_only_the_kept_documents_are_copied(keep: str, ids: list[int], tmp_path:
     assert np.frombuffer(out.getvalue(), np.uint16).tolist() == list(ids)
 
 
+@pytest.mark.parametrize("keep", ["1111", "0000", "1010", "0101", "0110"])
+def test_the_mask_goes_with_the_documents_and_is_ones_where_there_is_none(keep: str, tmp_path: Path) -> None:
+    writer = PartWriter(tmp_path / "m.part", np.dtype(np.int32))
+    mask = np.array([1, 0, 1, 1, 1, 0, 0, 0, 1, 0], np.uint8)
+    writer.add(np.arange(6), lengths=np.array([1, 2, 3], np.int32), loss=mask[:6])
+    writer.add(np.arange(6, 10), lengths=np.array([4], np.int32), loss=mask[6:])
+    writer.finish({})
+    kept = np.array([sign == "1" for sign in keep])
+    ids, out, ones = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    part = Part(tmp_path / "m.part")
+    part.copy(kept, ids)
+    part.copy_loss(kept, out)
+    assert list(out.getvalue()) == mask[np.frombuffer(ids.getvalue(), np.int32)].tolist()
+    Part(write(tmp_path / "a.part")).copy_loss(kept, ones)
+    assert ones.getvalue() == b"\1" * len(out.getvalue())
+
+
 def test_no_shorter_file_opens(tmp_path: Path) -> None:
     data = write(tmp_path / "a.part").read_bytes()
     for size in range(len(data)):

@@ -11,11 +11,12 @@ from small_text import words, write_jsonl
 from typer.testing import CliRunner
 
 from prism_nemo import cli
-from prism_nemo.data.blend import build_blend
 from prism_nemo.data.build import build_mixture, load_manifest
 from prism_nemo.data.manifest import SourceShare
 from prism_nemo.data.mixture import Mixture, Source
-from prism_nemo.data.show import limits_broken, realised_samples, show
+from prism_nemo.data.plan import DataPlan, Drawn, Segment, make_plan
+from prism_nemo.data.samples import Samples
+from prism_nemo.data.show import limits_broken, realised_tokens, show
 from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.errors import InputError
 
@@ -37,25 +38,39 @@ def test_counts_lengths_and_shares(built: Path, tokenizer: Tokenizer, three_sour
     assert [d["name"] for d in view["domains"]] == ["abc", "xyz", "uvw", "held"]
 
 
-def test_the_realised_share_is_what_training_draws(built: Path, tmp_path: Path) -> None:
-    samples = 173
-    blend = build_blend(built, seq_length=16, num_samples=samples, seed=1, cache_dir=tmp_path)
-    drawn = Counter(blend.source_of(i) for i in range(samples))
-    view = show(load_manifest(built), samples * 16, 16)
-    expected = {name: count / samples for name, count in {**drawn, "held": 0}.items()}
-    assert {s["name"]: s["realised_share"] for s in view["sources"]} == expected
+@pytest.mark.parametrize("packing", ["best_fit", "concatenate"])
+def test_the_realised_share_is_what_training_draws(built: Path, packing: str, tmp_path: Path) -> None:
+    """Over whole epochs, so that the tokens of the samples that were read can be counted exactly."""
+    manifest, samples = load_manifest(built), 20_000
+    plan = make_plan(manifest, seq_length=16, seed=1, packing=packing)
+    reader = Samples(manifest, plan, tmp_path)
+    reader.prepare(0, samples)
+    drawn: Counter[str] = Counter()
+    for first in range(0, samples, 100):
+        batch = reader.rows(first, 100)
+        for number, tokens in zip(batch["sources"].tolist(), batch["text_tokens"].tolist(), strict=True):
+            drawn[reader.names[number]] += tokens
+    total = sum(drawn.values())
+    view = show(manifest, samples * 16, 16, packing)
+    for source in view["sources"]:
+        assert source["realised_share"] == pytest.approx(drawn[source["name"]] / total, abs=2e-4)
+        assert source["train_tokens"] == pytest.approx(drawn[source["name"]], rel=1e-3)
+    assert view["packing"] == packing
 
 
 def test_realised_shares_meet_the_plan_at_one_percent_of_the_budget_of_the_study() -> None:
     shares = [0.05, 0.05, 0.1, 0.07, 0.2, 0.03, 0.1, 0.1375, 0.1375, 0.0775, 0.0475]
     samples = int(26.21e9 * 0.01 / 8192)
-    counts = realised_samples(shares, samples)
-    assert sum(counts) == samples
-    assert max(abs(c / samples - s) for c, s in zip(counts, shares, strict=True)) < 0.001
+    fills = [0.9 + 0.01 * i for i in range(len(shares))]
+    sources = tuple(
+        Drawn(f"s{i}", f"s{i}-0", share, 10**6, fill) for i, (share, fill) in enumerate(zip(shares, fills, strict=True))
+    )
+    tokens = realised_tokens(DataPlan(0, 8192, "best_fit", (Segment(0, sources),)), samples)
+    total = sum(tokens.values())
+    assert max(abs(tokens[drawn.name] / total - drawn.share) for drawn in sources) < 0.001
 
 
-def test_one_source_and_bad_numbers(built: Path) -> None:
-    assert realised_samples([0, 1.0], 7) == [0, 7]
+def test_bad_numbers(built: Path) -> None:
     for tokens, seq_length in ((-1, 8), (float("nan"), 8), (1, 0)):
         with pytest.raises(InputError, match="--tokens"):
             show(load_manifest(built), tokens, seq_length)

@@ -5,18 +5,20 @@ from typing import Any
 import pytest
 
 from prism_nemo.data.expression import FieldError
-from prism_nemo.data.template import render_field, render_template, render_turns
+from prism_nemo.data.template import Piece, render_field, render_template, render_turns, text_of
 from prism_nemo.errors import InputError
 
 
 def test_question_and_answer_are_joined_by_one_line_break() -> None:
     render, fields = render_template("{question}\n{answer.text}")
     assert fields == ["question", "answer.text"]
-    assert render({"question": "1+1?", "answer": {"text": "2"}}) == "1+1?\n2"
+    pieces: list[Piece] = [("1+1?", "question"), ("\n", None), ("2", "answer.text")]
+    assert render({"question": "1+1?", "answer": {"text": "2"}}) == pieces
+    assert text_of(pieces) == "1+1?\n2"
 
 
 def test_braces_in_a_field_stay_and_doubled_braces_are_braces() -> None:
-    assert render_template("{{{a}}}")[0]({"a": "{b}"}) == "{{b}}"
+    assert text_of(render_template("{{{a}}}")[0]({"a": "{b}"})) == "{{b}}"
 
 
 @pytest.mark.parametrize("template", ["{a.__class__.x[0]}", "{a!r}", "{a:>9}", "{}", "{a", "a}", "no field", "{a..b}"])
@@ -34,8 +36,8 @@ def test_turns_in_both_spellings() -> None:
     openai = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     sharegpt = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     for turns in (openai, sharegpt):
-        assert render_turns("m")({"m": turns}) == "User: hi\nAssistant: hello"
-        assert render_turns("m", speakers=False)({"m": turns}) == "hi\nhello"
+        assert text_of(render_turns("m")({"m": turns})) == "User: hi\nAssistant: hello"
+        assert text_of(render_turns("m", speakers=False)({"m": turns})) == "hi\nhello"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig
-from prism_nemo.data.blend import held_out_rows
+from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.evaluation import tasks as module
 from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint

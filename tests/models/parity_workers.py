@@ -15,8 +15,9 @@ from tiny_models import hf_model
 
 from prism_nemo.config import OptimizerConfig, ParallelConfig
 from prism_nemo.models.family import Architecture, read_hf_config, table_of
+from prism_nemo.models.parts import ModelParts
 from prism_nemo.models.weights import ColumnParallel, FusedQKV, GatedMLP, Run, WeightMapping, expand
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import Runtime, start, stop
 
 Change = Callable[[Architecture], Architecture]
 
@@ -97,10 +98,12 @@ def _reference(hf_dir: str, tokens: torch.Tensor) -> tuple[torch.Tensor, dict[st
     return logits.detach(), gradients
 
 
-def _trainer(architecture: Architecture, hf_dir: str, parallel: ParallelConfig, length: int) -> Any:
+def _trainer(
+    architecture: Architecture, hf_dir: str, parallel: ParallelConfig, length: int, runtime: Runtime | None = None
+) -> Any:
     from prism_nemo.training.trainer import Trainer
 
-    runtime = start(parallel, seed=1)
+    runtime = runtime or start(parallel, seed=1)
     trainer = Trainer(architecture, runtime, OptimizerConfig(), length, use_distributed_optimizer=False)
     _fill(trainer.raw, read_hf_config(Path(hf_dir)), load_file(Path(hf_dir) / "model.safetensors"))
     return trainer
@@ -114,6 +117,10 @@ def _fill(
     table: list[WeightMapping] | None = None,
 ) -> None:
     """This rank's parameters, by the family's table alone: what reads files is tested elsewhere."""
+    if isinstance(model, ModelParts):
+        for part in model:
+            _fill(part, architecture, tensors, table)
+        return
     tp, rank = model.pg_collection.tp.size(), model.pg_collection.tp.rank()
     parameters = dict(model.named_parameters())
     local = {layer.layer_number - 1: i for i, layer in enumerate(model.decoder.layers)}
@@ -166,8 +173,6 @@ def compare(
         Largest difference of logits over their standard deviation; largest difference of a gradient over that
         parameter's largest gradient; and the latter for each parameter.
     """
-    from megatron.core import parallel_state
-
     from prism_nemo.models.forward import forward_logits
 
     read = read_hf_config(Path(hf_dir))
@@ -180,27 +185,48 @@ def compare(
     if ours is not None:
         worst_logit = ((ours[..., : read.vocab_size] - theirs).abs().max() / theirs.std()).item()
     _gradients(trainer, tokens)
-    tp, rank = parallel.tensor_model_parallel_size, parallel_state.get_tensor_model_parallel_rank()
-    parameters = dict(trainer.raw.named_parameters())
-    local = {layer.layer_number - 1: i for i, layer in enumerate(trainer.raw.decoder.layers)}
-    errors: dict[str, float] = {}
-    for mapping, layer in expand(table_of(read, tp)):
-        if layer is not None and layer not in local:
-            continue
-        names, sources = _local(mapping, layer, local, read.tied_embeddings)
-        sources = tuple(s.replace("backbone.", "model.") for s in sources)
-        wanted = mapping.to_megatron(tuple(reference[s] for s in sources), rank, tp)
-        for name in names:
-            if name in parameters:
-                scale = max(reference[s].abs().max().item() for s in sources)
-                difference = (parameters[name].main_grad - wanted).abs().max().item()
-                errors[mapping.at(layer)[0]] = difference / max(scale, 1e-12)
-    gathered: list[Any] = [None] * parallel.world_size
-    dist.all_gather_object(gathered, (worst_logit, errors, set(parameters) == _expected(read, tp, local, parameters)))
+    every = gradient_errors(trainer, read, parallel, reference)
+    logits: list[Any] = [None] * parallel.world_size
+    dist.all_gather_object(logits, worst_logit)
     stop()
-    every = {name: max(g[1].get(name, 0.0) for g in gathered) for g0 in gathered for name in g0[1]}
-    assert all(g[2] for g in gathered), "the table leaves a parameter out"
-    return max(g[0] for g in gathered), max(every.values()), every
+    return max(logits), max(every.values()), every
+
+
+def gradient_errors(
+    trainer: Any, read: Architecture, parallel: ParallelConfig, reference: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """Largest difference of each parameter's gradient over all ranks, over that parameter's largest gradient.
+
+    Args:
+        trainer: After a backward pass.
+        read: The reference's architecture.
+        parallel: Its layout.
+        reference: Gradients under transformers' names.
+    """
+    from megatron.core import parallel_state
+
+    tp, rank = parallel.tensor_model_parallel_size, parallel_state.get_tensor_model_parallel_rank()
+    errors: dict[str, float] = {}
+    whole = True
+    for part in trainer.raw if isinstance(trainer.raw, ModelParts) else [trainer.raw]:
+        parameters = dict(part.named_parameters())
+        local = {layer.layer_number - 1: i for i, layer in enumerate(part.decoder.layers)}
+        for mapping, layer in expand(table_of(read, tp)):
+            if layer is not None and layer not in local:
+                continue
+            names, sources = _local(mapping, layer, local, read.tied_embeddings)
+            sources = tuple(s.replace("backbone.", "model.") for s in sources)
+            wanted = mapping.to_megatron(tuple(reference[s] for s in sources), rank, tp)
+            for name in names:
+                if name in parameters:
+                    scale = max(reference[s].abs().max().item() for s in sources)
+                    difference = (parameters[name].main_grad - wanted).abs().max().item()
+                    errors[mapping.at(layer)[0]] = difference / max(scale, 1e-12)
+        whole &= set(parameters) == _expected(read, tp, local, parameters)
+    gathered: list[Any] = [None] * parallel.world_size
+    dist.all_gather_object(gathered, (errors, whole))
+    assert all(complete for _, complete in gathered), "the table leaves a parameter out"
+    return {name: max(g[0].get(name, 0.0) for g in gathered) for g0 in gathered for name in g0[0]}
 
 
 def _expected(read: Architecture, tp: int, local: dict[int, int], parameters: Any) -> set[str]:

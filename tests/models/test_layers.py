@@ -93,8 +93,6 @@ def test_core_attention_refuses_what_it_would_ignore() -> None:
         attention()(q, q, q, None, attention_bias=torch.zeros(1))
     with pytest.raises(NotImplementedError, match="only causal"):
         SDPACoreAttention(config(), 1, AttnMaskType.padding, "self")
-    with pytest.raises(NotImplementedError, match="context parallelism"):
-        attention(context_parallel_size=2)
 
 
 def test_rotation_remembers_no_other_length_or_type() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -36,7 +35,7 @@ def _steps(run_dir: str | Path) -> list[int]:
     return [line["step"] for line in numbers(run_dir) if "loss" in line]
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2", "DP2"])
+@pytest.mark.parametrize("layout", ["TP1", "TP2", "DP2", "PP2 VPP2", "DP2 overlap"])
 def test_stopped_runs_continue_bit_for_bit(
     layout: str, run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
 ) -> None:
@@ -51,7 +50,7 @@ def test_stopped_runs_continue_bit_for_bit(
     undisturbed = run_of(layout)
     assert numbers(config.run_dir) == numbers(undisturbed)
     assert _steps(config.run_dir) == list(range(1, STEPS + 1))
-    assert (result["step"], result["tokens"]) == (STEPS, STEPS * 8 * 32)
+    assert (result["step"], result["tokens"]) == (STEPS, column(undisturbed, "tokens")[-1])
     assert result["loss"] == column(undisturbed, "loss")[-1]
 
 
@@ -85,18 +84,23 @@ def test_continues_at_another_layout(
     assert column(config.run_dir, "grad_norm") == pytest.approx(column(undisturbed, "grad_norm"), abs=2e-5)
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["synchronous", "in the background"])
 def test_kill_during_a_save_loses_only_the_steps_since_the_last_one(
-    run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
+    background: bool, run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
 ) -> None:
-    """Killed at step 8 with every file of the checkpoint written, before it is published; steps 5 to 8 are repeated."""
+    """Killed at step 8 with every file of the checkpoint written, before it is published; steps 5 to 8 are repeated.
+
+    In the background it is the writer that is killed; the run ends when it notices.
+    """
     config = midtrain_config(tmp_path / "run", data, initial)
+    config.checkpoint.async_save = background
     with pytest.raises(PrismError, match="ended without a message"):
         _interrupt(config, 8, "kill")
     checkpoints = tmp_path / "run" / "checkpoints"
     left = [path.name for path in checkpoints.iterdir()]
     assert any(".tmp-" in name for name in left)
     assert find_latest(checkpoints) == step_directory(checkpoints, 4)
-    assert _steps(config.run_dir) == list(range(1, 9))
+    assert _steps(config.run_dir)[:8] == list(range(1, 9))
     _run(config)
     assert numbers(config.run_dir) == numbers(run_of("TP1"))
     assert not [path for path in checkpoints.iterdir() if ".tmp-" in path.name]
@@ -150,19 +154,6 @@ def test_starting_a_finished_run_again_changes_nothing(
     assert result["loss"] == column(run_of("TP1"), "loss")[-1]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_is_not_saved(
-    run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
-) -> None:
-    config = midtrain_config(tmp_path / "run", data, initial)
-    with pytest.raises(PrismError, match=r"step 8: loss is nan.*last checkpoint is from before") as stopped:
-        _interrupt(config, 8, "nan")  # step 8 saves
-    assert stopped.value.exit_code == 1
-    assert find_latest(tmp_path / "run" / "checkpoints") == step_directory(tmp_path / "run" / "checkpoints", 4)
-    assert _steps(config.run_dir) == list(range(1, 8))
-    _run(config)
-    assert numbers(config.run_dir) == numbers(run_of("TP1"))
-
-
 def _command(config: MidtrainConfig, folder: Path) -> subprocess.Popen[bytes]:
     file = folder / "recipe.yaml"
     file.write_text(to_yaml(config))
@@ -208,34 +199,3 @@ def test_sigterm_saves_and_exits_75(layout: str, data: Path, initial: Path, tmp_
     with pytest.raises(StoppedEarly):
         _run(config)
     assert _steps(config.run_dir) == list(range(1, step + 2))
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_at_any_instant(
-    run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
-) -> None:
-    """kill -9 to the whole process group, at random instants, saving after every step, until the run is done."""
-    config = midtrain_config(tmp_path / "run", data, initial, parallel=LAYOUTS["DP2"])
-    config.checkpoint.save_interval = 1
-    file = tmp_path / "recipe.yaml"
-    file.write_text(to_yaml(config))
-    rng, kills = random.Random(0), 0
-    for _ in range(60):
-        before = len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prism_nemo", "midtrain", str(file)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        _wait_for_steps(tmp_path / "run", before + 1, process)
-        time.sleep(rng.random() * 0.4)
-        if process.poll() is not None:
-            assert process.returncode == 0
-            break
-        kills += 1
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        time.sleep(0.5)  # workers are not in the group's session; they notice that the agent is gone
-    assert kills >= 3
-    assert numbers(config.run_dir) == numbers(run_of("DP2"))

@@ -57,6 +57,12 @@ LAYOUTS = {
     "PP2": ParallelConfig(pipeline_model_parallel_size=2),
     "DP2": ParallelConfig(data_parallel_size=2),
     "TP2 PP2": ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2),
+    "PP2 VPP2": ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2),
+    "CP2": ParallelConfig(context_parallel_size=2),
+    # Buckets of a part of a layer, so that there are many to be in flight.
+    "DP2 overlap": ParallelConfig(
+        data_parallel_size=2, overlap_grad_reduce=True, overlap_param_gather=True, bucket_size=9000
+    ),
 }
 
 
@@ -133,7 +139,7 @@ def midtrain_config(run_dir: Path, data: Path, init_from: Path | None, **changes
     return MidtrainConfig(**values)
 
 
-CLOCK = ("seconds", "tokens_per_second", "sampling_seconds")
+CLOCK = ("seconds", "tokens_per_second", "sampling_seconds", "busy_seconds", "busy_seconds_max", "tflops", "memory_gb")
 
 
 def numbers(run_dir: Path | str) -> list[dict[str, Any]]:

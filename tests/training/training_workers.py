@@ -14,16 +14,25 @@ from prism_nemo.checkpoint.convert import load_hf_weights
 from prism_nemo.checkpoint.hf import HFReader
 from prism_nemo.config import MidtrainConfig, OptimizerConfig, ParallelConfig
 from prism_nemo.models.family import read_hf_config
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import Runtime, start, stop
 
 
-def _trainer(hf_dir: str, parallel: ParallelConfig, optimizer: OptimizerConfig, distributed: bool) -> Any:
+def _trainer(
+    hf_dir: str,
+    parallel: ParallelConfig,
+    optimizer: OptimizerConfig,
+    distributed: bool,
+    runtime: Runtime | None = None,
+    **overrides: Any,
+) -> Any:
+    from prism_nemo.models.parts import ModelParts
     from prism_nemo.training.trainer import Trainer
 
-    runtime = start(parallel, seed=1)
+    runtime = runtime or start(parallel, seed=1)
     architecture = read_hf_config(Path(hf_dir))
-    trainer = Trainer(architecture, runtime, optimizer, 32, distributed)
-    load_hf_weights(trainer.raw, architecture, HFReader(Path(hf_dir)), parallel.tensor_model_parallel_size)
+    trainer = Trainer(architecture, runtime, optimizer, 32, distributed, **overrides)
+    for part in trainer.raw if isinstance(trainer.raw, ModelParts) else [trainer.raw]:
+        load_hf_weights(part, architecture, HFReader(Path(hf_dir)), parallel.tensor_model_parallel_size)
     trainer.optimizer.reload_model_params()
     return trainer
 
@@ -34,13 +43,17 @@ def train_on_rows(
     steps: list[dict[str, torch.Tensor]],
     micro_batch_size: int,
     optimizer: OptimizerConfig,
+    overrides: dict[str, Any] | None = None,
 ) -> dict[str, list[float]]:
-    """Updates on given rows, [global batch, s] per step, cut over data-parallel ranks and micro-batches in order."""
+    """Updates on given rows, [global batch, s] per step, cut over data-parallel ranks and micro-batches in order.
+
+    `overrides` are fields of Megatron's TransformerConfig.
+    """
     from megatron.core import parallel_state
 
     from prism_nemo.training.midtrain import forward_step
 
-    trainer = _trainer(hf_dir, parallel, optimizer, True)
+    trainer = _trainer(hf_dir, parallel, optimizer, True, **(overrides or {}))
     rank = parallel_state.get_data_parallel_rank()
     found: dict[str, list[float]] = {"loss": [], "grad_norm": [], "tokens": []}
     for rows in steps:
@@ -92,12 +105,12 @@ def midtrain_interrupted(config: MidtrainConfig, at_step: int, how: str) -> Any:
     Args:
         config: As for `midtrain`.
         at_step: 1 is the first update of this process.
-        how: ``stop``: asked to stop after the step; ``nan``: its loss is not a number; ``kill``: the process is killed
-            while it saves after the step, with all files written and the checkpoint not yet published.
+        how: ``stop``: asked to stop after the step; ``kill``: the process is killed while it saves after the step, with
+            all files written and the checkpoint not yet published.
     """
     from prism_nemo.checkpoint import native
     from prism_nemo.training import midtrain as module
-    from prism_nemo.training.guards import StopRequest
+    from prism_nemo.training.stopping import StopRequest
 
     asked, calls = StopRequest.agreed, 0
     if how == "stop":
@@ -110,18 +123,6 @@ def midtrain_interrupted(config: MidtrainConfig, at_step: int, how: str) -> Any:
             return asked(self)
 
         StopRequest.agreed = agreed  # type: ignore[method-assign]
-    elif how == "nan":
-        forward, per_step = module.forward_step, config.global_batch_size // config.micro_batch_size
-
-        def broken(batches: Any, model: Any) -> Any:
-            nonlocal calls
-            calls += model.training  # validation does not count
-            losses, loss_of = forward(batches, model)
-            if model.training and calls == (at_step - 1) * per_step + 1:
-                losses = losses * float("nan")
-            return losses, loss_of
-
-        module.forward_step = broken
     else:
         publish = native.publish
 
@@ -159,7 +160,9 @@ def train_from(
     found = []
     for rows in steps:
         trainer.set_learning_rate(optimizer.lr)
-        result = trainer.step(forward_step, iter([rows]), 1, *rows["tokens"].shape)
+        size = len(rows["tokens"]) // (2 if parallel.virtual_pipeline_model_parallel_size > 1 else 1)
+        parts = [{k: v[i : i + size] for k, v in rows.items()} for i in range(0, len(rows["tokens"]), size)]
+        result = trainer.step(forward_step, iter(parts), len(parts), size, rows["tokens"].shape[1])
         found.append((result.sums["loss"] / result.sums["tokens"], result.grad_norm))
     if out is not None:
         native.save(Path(out), trainer.raw, trainer.architecture, trainer.optimizer, native.TrainState(step=len(steps)))

@@ -15,7 +15,6 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.ssm.gated_delta_net import _split_tensor_factory  # same as mamba_mixer.py's, which needs triton
-from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -26,6 +25,8 @@ from megatron.core.transformer.utils import (
 )
 
 from prism_nemo.models.layers import mamba_kernels
+from prism_nemo.models.layers.context_parallel import repeats, to_heads, to_tokens
+from prism_nemo.models.layers.documents import documents_of
 from prism_nemo.models.layers.gated_norm import GatedRMSNorm
 from prism_nemo.models.layers.mamba_layout import LayerWeights, MambaLayout, SumGradients
 
@@ -90,8 +91,7 @@ class MambaMixer(MegatronModule):
         A_range: tuple[float, float] = (1.0, 16.0),
     ) -> None:
         super().__init__(config)
-        if pg_collection.cp.size() > 1:
-            raise NotImplementedError("context parallelism is not supported by MambaMixer")
+        self.context = pg_collection.cp if pg_collection.cp.size() > 1 else None
         self.tp_group, self.layer_number = pg_collection.tp, layer_number
         self.chunk_size, self.dt_limit = chunk_size, (float(dt_limit[0]), float(dt_limit[1]))
         self.layout = layout = MambaLayout(
@@ -205,10 +205,11 @@ class MambaMixer(MegatronModule):
         """Mix along the sequence.
 
         Args:
-            hidden_states: [l, b, hidden]; with sequence parallelism this rank's share of l.
+            hidden_states: [l, b, hidden]; with sequence or context parallelism this rank's share of l.
             inference_context: Not supported.
             inference_params: Not supported.
-            packed_seq_params: Where the documents of the row lie (b is 1); their states and convolutions are separate.
+            packed_seq_params: Where the documents of the whole row lie (b is 1); their states and convolutions are
+                separate.
 
         Returns:
             The same shape, and no bias.
@@ -218,10 +219,10 @@ class MambaMixer(MegatronModule):
         weight, kernel, bias = self.local_weights()
         if self.layout.replicated:
             # in_proj's own forward takes no weight of another shape; this is the function that it calls.
-            projected = linear_with_grad_accumulation_and_async_allreduce(
+            projected = self.in_proj._forward_impl(
                 hidden_states,
                 weight,
-                None,
+                bias=None,
                 gradient_accumulation_fusion=False,
                 allreduce_dgrad=self.in_proj.allreduce_dgrad,
                 sequence_parallel=self.in_proj.sequence_parallel,
@@ -229,24 +230,95 @@ class MambaMixer(MegatronModule):
             )
         else:
             projected, _ = self.in_proj(hidden_states)
-        projected = projected.transpose(0, 1)
-        seq_idx = None if packed_seq_params is None else document_index(packed_seq_params, projected)
         inner, _, bc, _, heads = self.layout.local_rows
-        z, xBC, dt = projected.split([inner, inner + 2 * bc, heads], dim=-1)
+        z, xBC, dt = projected.transpose(0, 1).split([inner, inner + 2 * bc, heads], dim=-1)
+        per_head: tuple[torch.Tensor, ...] = self.A_log, self.D, self.dt_bias
+        if self.context is None:
+            y = self._recur(xBC, dt, kernel, bias, per_head, packed_seq_params)
+        else:
+            xBC, dt, (kernel, bias), per_head = self._share(xBC, dt, (kernel, bias), per_head, self.context)
+            y = self._recur(xBC, dt, kernel, bias, per_head, packed_seq_params)
+            y = to_tokens(y.transpose(0, 1), self.context).transpose(0, 1)
+        return self.out_proj(self.norm(y, z).transpose(0, 1).contiguous())
+
+    def _share(
+        self,
+        xBC: torch.Tensor,
+        dt: torch.Tensor,
+        channels: tuple[torch.Tensor | None, ...],
+        per_head: tuple[torch.Tensor, ...],
+        context: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...], tuple[torch.Tensor, ...]]:
+        """This context-parallel rank's heads of all tokens, and its part of the weights.
+
+        Where there are fewer groups than ranks, each gets a copy of the B and C of its group.
+
+        Args:
+            xBC: [b, l / ranks, channels].
+            dt: [b, l / ranks, heads].
+            channels: Weights with a row for each channel of xBC, or None.
+            per_head: Weights with a row for each head.
+            context: Group of ranks.
+
+        Returns:
+            The same, for fewer channels and heads: activations of [b, l, ...].
+        """
+        inner, bc = self.layout.local_rows[0], self.layout.local_rows[2]
+        ranks, groups = context.size(), self.layout.local_groups
+        copies = repeats(groups, ranks)
+
+        def parts(x: torch.Tensor, dim: int) -> list[torch.Tensor]:
+            heads, *bcs = x.split([inner, bc, bc], dim=dim)
+            if copies > 1:
+                bcs = [
+                    part.unflatten(dim, (groups, -1)).repeat_interleave(copies, dim % x.dim()).flatten(dim, dim + 1)
+                    for part in bcs
+                ]
+            return [heads, *bcs]
+
+        sent = [x.transpose(0, 1) for x in (*parts(xBC, 2), dt)]
+        *received, dt = (x.transpose(0, 1) for x in to_heads(sent, context))
+
+        def own(x: torch.Tensor) -> torch.Tensor:
+            return x.chunk(ranks)[context.rank()]
+
+        cut = tuple(None if x is None else torch.cat([own(part) for part in parts(x, 0)]) for x in channels)
+        return torch.cat(received, dim=-1), dt, cut, tuple(own(x) for x in per_head)
+
+    def _recur(
+        self,
+        xBC: torch.Tensor,
+        dt: torch.Tensor,
+        kernel: torch.Tensor,
+        bias: torch.Tensor | None,
+        per_head: tuple[torch.Tensor, ...],
+        packed_seq_params: PackedSeqParams | None,
+    ) -> torch.Tensor:
+        """Convolution and recurrence of whole rows: [b, l, channels], [b, l, heads] -> [b, l, heads * head_dim]."""
+        (b, tokens, _), heads, seq_idx = xBC.shape, dt.shape[-1], None
+        if packed_seq_params is not None:
+            if b != 1:
+                raise ValueError(f"packed documents come as one row, not {b}")
+            documents = documents_of(packed_seq_params, tokens)
+            xBC, dt = (x.reshape(documents.rows, -1, x.shape[-1]) for x in (xBC, dt))
+            seq_idx = documents.seq_idx.view(documents.rows, -1)
+        inner = heads * self.layout.head_dim
+        bc = (xBC.shape[-1] - inner) // 2
         x, B, C = mamba_kernels.conv(xBC, kernel, bias, seq_idx).split([inner, bc, bc], dim=-1)
+        A_log, D, dt_bias = per_head
         y = mamba_kernels.scan(
             x.unflatten(-1, (heads, -1)),
             dt,
-            -torch.exp(self.A_log.float()),
-            B.unflatten(-1, (self.layout.local_groups, -1)),
-            C.unflatten(-1, (self.layout.local_groups, -1)),
-            self.D.float(),
-            dt_bias=self.dt_bias,
+            -torch.exp(A_log.float()),
+            B.unflatten(-1, (-1, self.layout.d_state)),
+            C.unflatten(-1, (-1, self.layout.d_state)),
+            D.float(),
+            dt_bias=dt_bias,
             dt_limit=self.dt_limit,
             chunk_size=self.chunk_size,
             seq_idx=seq_idx,
         )
-        return self.out_proj(self.norm(y.flatten(2), z).transpose(0, 1).contiguous())
+        return y.reshape(b, tokens, inner)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
@@ -276,16 +348,3 @@ class MambaMixer(MegatronModule):
                     result[key].key = key.replace(f"{module}.", f"{module.removesuffix('_bc')}.")
                     result[key] = _split_tensor_factory(result[key], list(sizes.values()), list(sizes), 0)
         return result
-
-
-def document_index(packed: PackedSeqParams, rows: torch.Tensor) -> torch.Tensor:
-    """Index of each token's document, int32 [1, l], for rows [1, l, ...]; tokens behind the last document are one more.
-
-    Raises:
-        ValueError: If there is more than one row: Megatron packs all documents into one.
-    """
-    if rows.shape[0] != 1:
-        raise ValueError(f"packed sequences come as one row, not {rows.shape[0]}")
-    ends = packed.cu_seqlens_q if packed.cu_seqlens_q_padded is None else packed.cu_seqlens_q_padded
-    tokens = torch.arange(rows.shape[1], device=rows.device)
-    return torch.bucketize(tokens, ends[1:].to(rows.device), right=True).to(torch.int32).unsqueeze(0)

@@ -32,19 +32,48 @@ from prism_nemo.models.layers.norm import RMSNorm
 
 
 class HybridStack(MambaStack):
-    """MambaStack with `RMSNorm` as its final norm, and full recomputation of its layers where the config asks for it.
+    """MambaStack with `RMSNorm` as its final norm, full recomputation of its layers where the config asks for it, and
+    parts for a virtual pipeline.
+
+    Args:
+        config: Megatron's.
+        args: As MambaStack.
+        post_layer_norm: As MambaStack.
+        vp_stage: Which part of this pipeline stage's layers, in a virtual pipeline; else None.
+        kwargs: As MambaStack.
 
     Raises:
         InputError: For settings that recomputation would ignore.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, post_layer_norm: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *args: Any,
+        post_layer_norm: bool = True,
+        vp_stage: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vp_stage = vp_stage  # the parent's constructor asks `_select_layers_for_pipeline_parallel`
         super().__init__(config, *args, post_layer_norm=False, **kwargs)
         self.post_layer_norm = post_layer_norm
         if self.post_process and post_layer_norm:
             self.final_norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         if config.recompute_granularity == "full" and (config.fp8 or config.distribute_saved_activations):
             raise InputError("a hybrid stack cannot recompute its layers with fp8 or distribute_saved_activations")
+
+    def _select_layers_for_pipeline_parallel(self, layer_type_list: list[str]) -> tuple[int, list[str]]:
+        """This part's layers and the number of those before them, as get_transformer_layer_offset counts them."""
+        parts = self.config.virtual_pipeline_model_parallel_size
+        if parts is None:
+            selected: tuple[int, list[str]] = super()._select_layers_for_pipeline_parallel(layer_type_list)
+            return selected
+        if self.vp_stage is None:
+            raise ValueError("a hybrid stack of a virtual pipeline must be told which part it is")
+        stages = self.pp_group.size()
+        size = len(layer_type_list) // (stages * parts)
+        first = (self.vp_stage * stages + self.pp_group.rank()) * size
+        return first, layer_type_list[first : first + size]
 
     def forward(
         self,
@@ -115,6 +144,7 @@ def hybrid_stack_spec(
     core_attention: ModuleSpec | type = SDPACoreAttention,
     mlp: type[MLP] = GatedMLP,
     bda: ModuleSpec | Callable[..., Any] = get_bias_dropout_add,
+    vp_stage: int | None = None,
 ) -> ModuleSpec:
     """Layers of torch kernels for Megatron's MambaModel.
 
@@ -125,7 +155,12 @@ def hybrid_stack_spec(
         core_attention: Of the attention layers.
         mlp: Class of the MLP.
         bda: How a layer's output joins the residual, for all kinds of layers.
+        vp_stage: See `HybridStack`.
     """
+    # Where layers number themselves, they ask which part they are in. MLPLayer cannot be told; it is a TransformerLayer
+    # that takes fewer arguments (ssm/mlp_layer.py).
+    part = {} if vp_stage is None else {"vp_stage": vp_stage}
+    mlp_layer = MLPLayer if vp_stage is None else TransformerLayer
     column, row = ColumnParallelLinear, RowParallelLinear
     mamba = MambaLayerSubmodules(
         norm=ModuleSpec(module=RMSNorm, params={"eps": norm_eps}),
@@ -155,9 +190,10 @@ def hybrid_stack_spec(
     )
     return ModuleSpec(
         module=HybridStack,
+        params={"vp_stage": vp_stage},
         submodules=MambaStackSubmodules(
             mamba_layer=ModuleSpec(module=MambaLayer, submodules=mamba),
-            attention_layer=ModuleSpec(module=TransformerLayer, submodules=attention),
-            mlp_layer=ModuleSpec(module=MLPLayer, submodules=feed_forward),
+            attention_layer=ModuleSpec(module=TransformerLayer, params=part, submodules=attention),
+            mlp_layer=ModuleSpec(module=mlp_layer, params=part, submodules=feed_forward),
         ),
     )

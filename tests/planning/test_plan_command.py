@@ -1,0 +1,143 @@
+"""`prism-nemo plan`: from a recipe without a checkpoint or data to a table, JSON, or a refusal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import prism_nemo.cli as cli
+from prism_nemo.models.catalog import CATALOG
+from prism_nemo.planning.plan import make_plan
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "midtrain.py"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object, columns: int = 100) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["prism-nemo", "plan", str(RECIPE), *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("model", CATALOG)
+@pytest.mark.parametrize("gpu", ["h100", "b200"])
+def test_every_model_has_a_plan(run: Run, model: str, gpu: str) -> None:
+    code, out, err = run("--model", model, "--gpus", 64, "--gpu", gpu)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 100
+    assert "…" not in out
+    assert f"{CATALOG[model].parameters:,} parameters" in out
+    assert "26.21B tokens" in out  # the study's 25,000 steps of 128 x 8,192
+    assert "not measured on any GPU" in " ".join(out.split())
+    assert "TP1 PP1 DP1, is not for 64 GPUs" in out
+
+
+def test_json_has_everything_and_nothing_else_is_printed(run: Run) -> None:
+    code, out, _ = run("--model", "mistral-small-24b", "hardware=h100x64", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["gpus"] == 64
+    assert found["recipe"]["layout"] == "TP4 PP2 DP8 SP"
+    assert found["recipe"]["fits"] is True
+    assert found["refused"] is None
+    assert found["tokens"] == 25_000 * 128 * 8192
+    best = found["layouts"][0]
+    assert best["tokens_per_second"] == pytest.approx(128 * 8192 / best["step_seconds"])
+    assert best["days"] == pytest.approx(25_000 * best["step_seconds"] / 86400)
+    assert best["gpu_hours"] == pytest.approx(best["days"] * 24 * 64)
+    assert best["mfu"] == pytest.approx(found["flops_per_token"] * best["tokens_per_second"] / (64 * 989e12))
+    assert 0 < best["mfu"] < found["assumptions"]["gemm_efficiency"]
+    memory = best["memory"]
+    assert memory["total"] == sum(value for name, value in memory.items() if name not in ("stage", "total"))
+    assert all(layout["fits"] or layout["refusal"] for layout in found["layouts"])
+
+
+def test_a_recipe_that_does_not_fit_is_refused(run: Run) -> None:
+    code, out, err = run("--model", "mistral-small-24b", "parallel.data_parallel_size=64")
+    assert code == 2
+    assert err.startswith(
+        "prism-nemo: mistral-small-24b as TP1 PP1 DP64 on 64 x h100: parameters 47.1 + gradients 94.3"
+    )
+    assert "GB more than h100 has (80 GB); these would fit: TP" in err
+    assert "does not fit" in out
+    code, _, err = run("--model", "mistral-small-24b", "--gpus", 2)
+    assert code == 2
+    assert "no layout fits" in err
+    code, _, err = run("--model", "llama-3.1-8b", "hardware=h100x64", "parallel.tensor_model_parallel_size=16")
+    assert code == 2
+    assert "tensor_model_parallel_size 16 does not divide" in err
+
+
+def test_assumptions_change_the_plan(run: Run) -> None:
+    arguments = ("--model", "llama-3.1-8b", "hardware=h100x8", "--json")
+    before = json.loads(run(*arguments)[1])["recipe"]
+    after = json.loads(run(*arguments, "--assume", "gemm_efficiency=0.325", "--assume", "reserved_bytes=0")[1])[
+        "recipe"
+    ]
+    assert after["time"]["gemm"] == pytest.approx(2 * before["time"]["gemm"])
+    assert before["memory"]["total"] - after["memory"]["total"] == 4_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which model? give --model NAME"),
+        (["--model", "llama-8b"], "unknown model 'llama-8b'; did you mean llama-3.1-8b?"),
+        (["--model", "llama-3.1-8b", "--gpu", "v100"], "--gpu 'v100' is unknown"),
+        (["--model", "llama-3.1-8b", "--assume", "speed=2"], "override 'speed=2': unknown key 'speed'"),
+        (["--model", "llama-3.1-8b", "lrr=3"], "unknown key 'lrr'"),
+        (["--model", "llama-3.1-8b", "global_batch_size=0"], "global_batch_size: 0 must be at least 1"),
+        (["--model", "nemotron-h-8b", "seq_length=16384"], "seq_length 16384 is more than the model's 8192"),
+        (["checkpoint=/no/such/checkpoint"], "/no/such/checkpoint: not a complete"),
+        (["--model", "llama-3.1-8b", "--gpus", "0"], "--gpus"),
+    ],
+)
+def test_wrong_input_ends_with_2(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_model_of_the_recipe_needs_no_name(tmp_path: Path) -> None:
+    config: dict[str, Any] = {**CATALOG["llama-3.1-8b"].config}
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(
+            {"run_dir": "r", "data": {"path": "d"}, "model": config, "parallel": {"tensor_model_parallel_size": 8}}
+        )
+    )
+    plan = make_plan(tmp_path / "recipe.yaml", [])
+    assert plan.parameters == CATALOG["llama-3.1-8b"].parameters
+    assert plan.own is not None
+    assert plan.own.layout.tensor_model_parallel_size == 8
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert make_plan(RECIPE, [], model=str(tmp_path)).architecture == plan.architecture
+
+
+def test_a_rehearsal_leaves_this_process_as_it_was(run: Run) -> None:
+    import prism_nemo.runtime.cpu as cpu
+
+    adapted = cpu._adapted
+    code, out, _ = run("--model", "granite-4.0-h-micro", "hardware=h100x8", "--rehearse")
+    assert code == 0
+    assert "8 ranks built in" in out
+    words = " ".join(out.split())
+    assert f"parameters of all ranks {CATALOG['granite-4.0-h-micro'].parameters:,}, equal to the model's" in words
+    assert max(map(len, out.splitlines())) <= 100
+    assert not dist.is_initialized()
+    assert cpu._adapted is adapted
