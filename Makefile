@@ -49,6 +49,10 @@ benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/train_throughput.py
 	@$(BIN)/python benchmarks/convert.py --rounds 4
 	@$(BIN)/python benchmarks/data.py
+	@$(BIN)/python benchmarks/packed_attention.py
+	@$(BIN)/python benchmarks/checkpoint_stall.py --processes 2
+	@$(BIN)/python benchmarks/rehearse.py
+	@$(BIN)/python benchmarks/fp8_gap.py --model tiny
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

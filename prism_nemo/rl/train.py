@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,13 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         return logprobs, loss_of
 
     guard = StepGuard(config.guards, state, run)
-    monitors = listen(run, config, config.monitor, state.step)
     with (
         StopRequest(config.max_seconds, runtime.device) as request,
         Watchdog(config.guards.watchdog_seconds, runtime.rank) as watchdog,
         saver,
+        ExitStack() as ending,
     ):
+        ending.callback(listen(run, config, config.monitor, state.step).close)
         while state.step < config.train_steps:
             watchdog.alive(f"step {state.step + 1}")
             began = time.perf_counter()
@@ -271,7 +273,6 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
             if config.guards.replica_check_interval and state.step % config.guards.replica_check_interval == 0:
                 check_replicas(trainer.raw, state.step)
             saved = end_step(stage, config, run, trainer, state, request, saver) or saved
-    monitors.close()
     stop()
     return {"step": state.step, "reward": reward, "seconds": state.seconds, "checkpoint": str(saved)}
 

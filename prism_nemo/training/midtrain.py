@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,12 @@ class _Session:
         }
         self.run.log({name: value for name, value in values.items() if value is not None})
 
-    def go_back(self, reason: str) -> None:
-        """Return to the newest checkpoint, and go on behind the samples that led away from it."""
+    def go_back(self, reason: str) -> bool:
+        """Return to the newest checkpoint, and go on behind the samples that led away from it.
+
+        Returns:
+            Whether there was one; if not, the step counts as left out.
+        """
         bad, step = self.state.consumed_samples + self.config.global_batch_size, self.state.step + 1
         self.saver.wait()
         before, verify = self.guard, self.config.checkpoint.verify_on_load
@@ -216,7 +221,7 @@ class _Session:
             self.progress.say(f"step {step}: {reason}; there is no checkpoint to go back to: the step is left out")
             self.state.step += 1
             self.state.consumed_samples = bad
-            return
+            return False
         self.state = load(latest, self.trainer.raw, self.trainer.optimizer)
         event = {"event": "rolled back", "step": step, "to": self.state.step, "reason": reason}
         self.run.record({**event, "left_out": [self.state.consumed_samples, bad]})
@@ -228,6 +233,7 @@ class _Session:
         self.state.consumed_samples = bad
         self._open()
         self.guard.rolled_back(before)
+        return True
 
 
 def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
@@ -250,16 +256,18 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
         StopRequest(config.max_seconds, runtime.device) as request,
         Watchdog(config.guards.watchdog_seconds, runtime.rank) as watchdog,
         saver,
+        ExitStack() as ending,
     ):
         watchdog.alive("building the model and loading the checkpoint")
         session = _Session(config, stage, runtime, saver)
+        ending.callback(session.monitors.close)
         while session.state.step < config.train_steps:
             watchdog.alive(f"step {session.state.step + 1}")
             try:
                 session.step()
             except RollBack as back:
-                session.go_back(str(back))
-                continue
+                if session.go_back(str(back)):
+                    continue
             state, interval = session.state, config.guards.replica_check_interval
             if interval and state.step % interval == 0:
                 check_replicas(session.trainer.raw, state.step)
@@ -271,7 +279,6 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
             watchdog.alive(f"saving after step {state.step}")
             saved = end_step(stage, config, session.run, session.trainer, state, request, saver)
             session.saved = saved or session.saved
-    session.monitors.close()
     stop()
     return {
         "step": session.state.step,
