@@ -36,7 +36,7 @@ class PocketSettings:
     seq_length: int = 128
     global_batch_size: int = 8
     base_steps: int = 1000
-    midtrain_steps: int = 1200
+    midtrain_steps: int = 800
     rl_steps: int = 150
     prompts_per_step: int = 24
     group_size: int = 8
@@ -80,7 +80,9 @@ class PocketSettings:
             parallel=self.parallel(),
             optimizer=OptimizerConfig(lr=lr, weight_decay=0.1, adam_eps=1e-8),
             schedule=ScheduleConfig(lr_warmup_steps=30, min_lr_ratio=0.05),
-            checkpoint=CheckpointConfig(save_interval=max(1, steps // 2), keep=1),
+            checkpoint=CheckpointConfig(
+                save_interval=max(1, steps // 2), keep=1, async_save=False
+            ),  # one save: no process for it
             train_steps=steps,
             seq_length=self.seq_length,
             micro_batch_size=self.global_batch_size // self.processes,
@@ -129,7 +131,9 @@ class PocketSettings:
             parallel=self.parallel(),
             optimizer=OptimizerConfig(lr=self.rl_lr, weight_decay=0.0, adam_beta2=self.rl_adam_beta2, adam_eps=1e-8),
             schedule=ScheduleConfig(lr_warmup_steps=3, decay=self.rl_decay, min_lr_ratio=0.0),
-            checkpoint=CheckpointConfig(save_interval=max(1, self.rl_steps // 2), keep=1),
+            checkpoint=CheckpointConfig(
+                save_interval=max(1, self.rl_steps // 2), keep=1, async_save=False
+            ),  # one save: no process for it
             train_steps=self.rl_steps,
             micro_batch_size=32,
             seed=self.seed,
