@@ -167,8 +167,9 @@ def open_and_read(build: Path, index: Path, budget: float, batches: int) -> dict
     for i in range(batches):
         reader.rows(i * (samples - MICRO_BATCH) // batches, MICRO_BATCH)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    counts = plan.counts(samples // 100)
-    tokens = {drawn.name: counts[drawn.prefix] * drawn.fill for drawn in plan.sources}
+    from prism_nemo.data.show import realised_tokens  # after the memory was read: it loads what a run does not
+
+    tokens = realised_tokens(plan, samples // 100)
     off = max(abs(tokens[d.name] / sum(tokens.values()) - d.share) for d in plan.sources)
     return {
         "import_seconds": round(imported - began, 2),

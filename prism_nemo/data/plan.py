@@ -246,12 +246,19 @@ def check_epochs(plan: DataPlan, manifest: Manifest, samples: int) -> None:
         )
 
 
+# A start asks several times: what is refused first, the plan itself, a rollback. A prefix holds the fingerprint of its
+# text, so the answer does not change.
+@lru_cache(maxsize=256)
+def _rows_per_epoch(prefix: str, packing: str, seq_length: int) -> int:
+    _, lengths, _, _ = read_index(prefix + ".idx")
+    return count_rows(packing, lengths, seq_length)
+
+
 def _drawn(manifest: Manifest, seq_length: int, packing: str) -> tuple[Drawn, ...]:
     found = []
     for row in describe(manifest, 1):
         if row.share > 0:
             item = manifest.source(row.name)
-            _, lengths, _, _ = read_index(manifest.prefix(row.name) + ".idx")
-            rows = count_rows(packing, lengths, seq_length)
+            rows = _rows_per_epoch(manifest.prefix(row.name), packing, seq_length)
             found.append(Drawn(row.name, item.prefix, row.share, rows, item.tokens / (rows * seq_length)))
     return tuple(found)

@@ -15,6 +15,7 @@ import torch
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import MidtrainConfig
+from prism_nemo.data.samples import Batch
 from prism_nemo.errors import InputError
 from prism_nemo.models.family import Architecture, architecture_from_hf
 from prism_nemo.models.layers.context_parallel import cut_batch
@@ -35,8 +36,6 @@ from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
 from prism_nemo.training.utilisation import peak_memory_gb, utilisation
 from prism_nemo.training.watch import RankTimes, Watchdog
-
-Batch = dict[str, torch.Tensor]
 
 
 def check(config: MidtrainConfig) -> Architecture:
