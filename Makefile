@@ -22,7 +22,17 @@ quickstart: $(STAMP)
 	@echo "prism-nemo: running the whole pipeline at pocket size into $(OUT) (under 10 minutes on 2 cores)"
 	@$(BIN)/prism-nemo quickstart --out $(OUT)
 
-test: $(STAMP)
+# The sandbox of code rewards. Where it cannot be had, its tests are skipped with the reason (`-rs`), but fail if CI=true.
+.PHONY: bubblewrap
+bubblewrap:
+	@command -v bwrap >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 || { \
+		echo "prism-nemo: installing bubblewrap, the sandbox of code rewards"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 120 apt-get install -y -qq bubblewrap >/dev/null 2>&1 || { \
+			timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq bubblewrap; } >/dev/null 2>&1 || true; }
+	@command -v bwrap >/dev/null || echo "prism-nemo: no bubblewrap here (apt-get install bubblewrap, as root)"
+
+test: $(STAMP) bubblewrap
 	@echo "prism-nemo: lint, then the tests that need neither a GPU nor a long time"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -m 'not slow and not gpu and not slurm' -n 2 --dist loadfile
@@ -53,6 +63,7 @@ benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/checkpoint_stall.py --processes 2
 	@$(BIN)/python benchmarks/rehearse.py
 	@$(BIN)/python benchmarks/fp8_gap.py --model tiny
+	@$(BIN)/python benchmarks/sandbox.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

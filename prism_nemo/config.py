@@ -194,17 +194,46 @@ class RolloutConfig:
     max_new_tokens: int = 8192
     temperature: float = 1.0
     top_p: float = 1.0
+    backend: str = "native"  # native: from the trainer's own weights; vllm: its copy of them, on GPUs; see docs/rl.md
+    vllm_memory_share: float = 0.3  # of each GPU's memory; used only with vllm
+
+
+@dataclass
+class RewardConfig:
+    """How responses are judged; see docs/rewards.md. The defaults give 1 or 0."""
+
+    gate: str = "think"  # required form: think (<think> ... </think> answer, ended by the end token), or none
+    verifiers: dict[str, str] = field(default_factory=dict)  # more of them: name -> package.module:Class
+    workers: int = 2  # processes for verdicts that may hang or crash
+    time_limit: float = 10.0  # seconds for one verdict
+    memory_gb: float = 4.0  # of each of these processes
+    stop_penalty: float = 0.0  # for a response that was cut off (the study has one and gives no value)
+    repetition_penalty: float = 0.0  # times the share of repeated n-grams (the study: no value)
+    repetition_ngram: int = 8  # tokens
+    sandbox: str = "bubblewrap"  # for code: bubblewrap, or process (weaker; see docs/rewards.md)
+    code_score: str = "all"  # all: 1 if every test passes; share: of the tests that pass
 
 
 @dataclass
 class GRPOConfig:
-    """The objective. Defaults follow the study (arXiv 2603.17074, table 21) where it states a value."""
+    """The objective. Defaults follow the study (arXiv 2603.17074, table 21) where it states a value; see docs/rl.md."""
 
-    kl_beta: float = 0.05
+    aggregation: str = "group"  # what a token's loss is divided by: group (the study), token, sequence or constant
+    ratio: str = "token"  # token, or sequence (GSPO)
     clip_low: float = 0.2
     clip_high: float = 0.28  # the study gives no value; DAPO's (arXiv 2503.14476)
     normalize_advantage: bool = True  # divide by the group's standard deviation
-    importance_cap: float = 2.0  # truncation C of the sampler/trainer ratio
+    importance_cap: float = 2.0  # truncation C of the sampler/trainer ratio; 0: no correction
+    kl_beta: float = 0.05
+    kl_estimator: str = "k3"  # k1, k2 or k3
+    reference_alpha: float = 0.6  # share of the policy in a soft update of the reference (arXiv 2404.09656)
+    reference_period: int = 100  # steps between soft updates (the study gives no value); 0: keep the starting policy
+    mini_batches: int = 1  # updates from one batch of rollouts; 1 with one epoch is strictly on-policy
+    epochs: int = 1
+    dynamic_sampling: bool = False  # sample on until every group of a step teaches something
+    max_sampling_rounds: int = 5
+    overlong_buffer: int = 0  # tokens before the limit in which length is penalised; 0: not at all
+    overlong_penalty: float = 1.0  # at the limit
 
 
 @dataclass
@@ -214,8 +243,15 @@ class RLConfig:
     run_dir: str = "???"
     init_from: str = "???"
     tokenizer: str = "???"
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # names, reasoning_gym:NAME, prompts:FILE.jsonl
+    prompt_templates: list[str] = field(
+        default_factory=list
+    )  # forms of a file's prompts, with {question}; see docs/rewards.md
+    task_shares: str = "equal"  # of prompts: equal, or size (prompt files by their number of rows)
+    control: str = "none"  # what replaces the reward: random, shuffled, format_only or frozen; see docs/rl.md
+    control_rate: float = 0.5  # share of responses that a random or frozen reward favours
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
@@ -229,6 +265,7 @@ class RLConfig:
     train_steps: int = 1000
     micro_batch_size: int = 16
     log_interval: int = 1
+    keep_rollouts: str = "all"  # all, or none beside one response of each task
     max_seconds: float | None = None
     use_distributed_optimizer: bool = True
     seed: int = 1234

@@ -32,6 +32,9 @@ SURFACE = {
     "midtrain": "RECIPE [OVERRIDES]",
     "rl": "RECIPE [OVERRIDES]",
     "eval": "CHECKPOINT --tokenizer --suite --questions --split --json",
+    "prompts filter": "[PROMPTS] --checkpoint --tokenizer --out --samples --keep --balance --max-new-tokens --batch "
+    "--gate --reward --template --tp --dp --seed --json",
+    "rollouts show": "RUN --step --task --sort --limit --json",
     "analyze weights": "BEFORE AFTER --json",
     "doctor": "--json",
     "report": "RUN",

@@ -102,10 +102,10 @@ def module(name: str) -> Any:
 
 
 def test_every_shipped_recipe_is_known_here() -> None:
-    assert sorted(p.stem for p in RECIPES.glob("*.py")) == ["__init__", "midtrain", "rl"]
+    assert sorted(p.stem for p in RECIPES.glob("*.py")) == ["__init__", "hardware", "midtrain", "rl"]
 
 
-@pytest.mark.parametrize("hardware", list(module("midtrain").HARDWARE))
+@pytest.mark.parametrize("hardware", list(module("hardware").HARDWARE))
 def test_midtrain_recipe_is_the_studys(hardware: str) -> None:
     """arXiv 2603.17074, table 16."""
     config = mid(RECIPES / "midtrain.py", "checkpoint=c", "data=d", "run_dir=r", f"hardware={hardware}")

@@ -8,11 +8,13 @@ numbers go through a small buffer. What is written is the same: Megatron and tor
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import os
 import pickle
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,15 +81,17 @@ class Record:
         tensors: Type and shape by key.
         chunks: Key, offset, sizes and place of every chunk.
         objects: Key and place of what is no tensor.
+        hashes: SHA-256 of the file by its name, once it is finished.
     """
 
     tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=dict)
     chunks: list[tuple[str, tuple[int, ...], tuple[int, ...], Any]] = field(default_factory=list)
     objects: list[tuple[str, Any]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 class ChunkWriter:
-    """Writes one ``.distcp`` file.
+    """Writes one ``.distcp`` file, and hashes it on the way: what is in memory is what should be on the disk.
 
     Args:
         folder: Of the checkpoint.
@@ -98,12 +102,20 @@ class ChunkWriter:
         self.name = f"__{rank}_0.distcp"
         self.record = Record()
         self._file = WriteFile(folder / self.name)
+        # Neither hashing nor writing needs the interpreter: each piece is hashed by a thread while it is written.
+        self._hash, self._hasher = hashlib.sha256(), ThreadPoolExecutor(1)
 
     def __enter__(self) -> ChunkWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown()
         self._file.close()
+
+    def _write(self, data: Any) -> None:
+        hashed = self._hasher.submit(self._hash.update, data)
+        self._file.write(data)
+        hashed.result()
 
     def tensor(
         self,
@@ -126,10 +138,10 @@ class ChunkWriter:
         """
         head, tail = envelope(dtype, sizes)
         start = self._file.position
-        self._file.write(head)
+        self._write(head)
         for block in blocks:
-            self._file.write(as_bytes(block))
-        self._file.write(tail)
+            self._write(as_bytes(block))
+        self._write(tail)
         self.record.tensors[key] = (dtype, global_shape)
         self.record.chunks.append((key, offset, sizes, _StorageInfo(self.name, start, self._file.position - start)))
 
@@ -138,12 +150,13 @@ class ChunkWriter:
         buffer = io.BytesIO()
         torch.save([value], buffer)
         start = self._file.position
-        self._file.write(buffer.getbuffer())
+        self._write(buffer.getvalue())
         self.record.objects.append((key, _StorageInfo(self.name, start, len(buffer.getbuffer()))))
 
     def finish(self) -> None:
         """Bring the file to disk."""
         self._file.sync()
+        self.record.hashes[self.name] = self._hash.hexdigest()
 
 
 def write_metadata(folder: Path, records: Sequence[Record]) -> None:

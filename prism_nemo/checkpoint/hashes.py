@@ -49,7 +49,7 @@ def shared_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None; every rank calls this and gets the same answer.
 
-    A checkpoint without recorded hashes (imported, or written before there were any) is only looked at for sizes.
+    A checkpoint without recorded hashes (written before there were any) is only looked at for sizes.
     """
     try:
         recorded = read_manifest(checkpoint).get(HASHES, {})

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from prism_nemo.checkpoint.atomic import publish
+from prism_nemo.checkpoint.atomic import HASHES, publish
 from prism_nemo.checkpoint.distcp import CHUNK_BYTES, ChunkWriter, Record, write_metadata
 from prism_nemo.checkpoint.files import begin, clean_failure, read_ahead
+from prism_nemo.checkpoint.hashes import files_below, sha256
 from prism_nemo.checkpoint.hf import CARRIED_FILES, HFReader, blocks_of
 from prism_nemo.checkpoint.placement import Shard, build_empty, placements
 from prism_nemo.config import ParallelConfig
@@ -150,7 +151,10 @@ def _finish(temporary: Path, final: Path, reader: HFReader, records: list[Record
     with clean_failure(final):
         write_metadata(temporary, records)
         carry(reader.folder, temporary / CARRIED)
-        publish(temporary, final, manifest)
+        hashes = {name: value for record in records for name, value in record.hashes.items()}
+        # What is left is small: the metadata, and tokenizer files.
+        hashes |= {name: sha256(temporary / name) for name in files_below(temporary) if name not in hashes}
+        publish(temporary, final, {**manifest, HASHES: hashes})
 
 
 def carry(source: Path, target: Path) -> None:

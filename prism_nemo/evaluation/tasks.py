@@ -11,14 +11,16 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from prism_nemo.checkpoint.native import load, read_architecture
-from prism_nemo.config import ParallelConfig, RolloutConfig
+from prism_nemo.config import ParallelConfig, RewardConfig, RolloutConfig
 from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.evaluation.statistics import wilson_interval
+from prism_nemo.generation.engine import Engine
 from prism_nemo.models.build import build_model
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import positions
-from prism_nemo.rl.rewards.task import task_named
+from prism_nemo.rl.rewards.judge import Judge
+from prism_nemo.rl.rewards.task import Task, task_named
 from prism_nemo.rl.rollout import Rollout, roll_out
 from prism_nemo.runtime import gather, start, stop
 
@@ -47,11 +49,12 @@ class EvaluationConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
-def _accuracy(model: LanguageModel, config: EvaluationConfig, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _accuracy(
+    engine: Engine, judge: Judge, config: EvaluationConfig, task: Task
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sampled (temperature 1, one sample a question) and greedy accuracy on one task."""
     tokenizer = load_tokenizer(config.tokenizer)
-    task = task_named(name)
-    problems = task.distinct(config.questions, config.split, config.seed)
+    problems = list(enumerate(task.distinct(config.questions, config.split, config.seed)))
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     mine = problems[rank::size]
     result: dict[str, Any] = {"n": len(problems)}
@@ -62,8 +65,7 @@ def _accuracy(model: LanguageModel, config: EvaluationConfig, name: str) -> tupl
         )
         found: list[Rollout] = []
         for first in range(0, len(mine), config.batch_size):
-            seed = (config.seed * 1009 + first) * 1009 + rank
-            found += roll_out(model, mine[first : first + config.batch_size], {name: task}, tokenizer, rollout, seed)
+            found += roll_out(engine, mine[first : first + config.batch_size], judge, tokenizer, rollout, config.seed)
         found = [rollout for part in gather(found) for rollout in part]
         right = int(sum(r.score.reward for r in found))
         bounds = wilson_interval(right, len(found))
@@ -74,7 +76,7 @@ def _accuracy(model: LanguageModel, config: EvaluationConfig, name: str) -> tupl
             result["mean_response_tokens"] = sum(len(r.response.tokens) for r in found) / len(found)
             samples = [
                 {
-                    "task": name,
+                    "task": task.name,
                     "prompt": r.problem.prompt,
                     "response": tokenizer.decode(r.response.tokens),
                     "answer": r.problem.answer,
@@ -116,9 +118,12 @@ def evaluate_checkpoint(config: EvaluationConfig, checkpoint: str) -> dict[str, 
     load(Path(checkpoint), model)
     model.eval()
     tasks, samples = {}, []
-    for name in config.tasks:
-        tasks[name], kept = _accuracy(model, config, name)
-        samples += kept
+    known = [task_named(name) for name in config.tasks]
+    engine = Engine(model, slots=config.batch_size)
+    with Judge(RewardConfig(), {task.name: task for task in known}, config.max_new_tokens) as judge:
+        for task in known:
+            tasks[task.name], kept = _accuracy(engine, judge, config, task)
+            samples += kept
     result: dict[str, Any] = {"tasks": tasks, "samples": samples}
     if config.retention is not None:
         result["retention_loss"] = _held_out_loss(model, config, config.retention)

@@ -1,136 +1,210 @@
 """Decoding over the parameters of a Megatron model, without copies.
 
-Megatron's own static engine reaches 0.6 to 0.8 times Hugging Face's speed on CPU and is deprecated; this loop reads the
-same parameter tensors and computes the same function with preallocated caches. It must stay equal to the model's own
-forward pass: tests compare every greedy token and every log-probability with a full forward, at TP 1 and 2.
+Megatron's own static engine reaches 0.6 to 0.8 times Hugging Face's speed on CPU and is deprecated; this reads the same
+parameter tensors and computes the same function with preallocated caches. It must stay equal to the model's own forward
+pass: tests compare every greedy token and every log-probability with a full forward, in every layout.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 
-from prism_nemo.errors import InputError
-from prism_nemo.generation.layers import Layer, Span, layers_of
+from prism_nemo.generation.caches import Cache, Memory
+from prism_nemo.generation.layers import Layer, layers_of
+from prism_nemo.generation.spans import Prompts, Step, bands_of
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.layers.rope import inverse_frequencies
 from prism_nemo.models.names import actual_name
 
 
+class _Message:
+    """A tensor on its way to the next pipeline stage, which must not be freed or changed before it has arrived."""
+
+    def __init__(self, tensor: torch.Tensor, stages: Any) -> None:
+        self.tensor = tensor
+        self._work = dist.isend(tensor, group=stages, group_dst=stages.rank() + 1)
+
+    def wait(self) -> None:
+        """Until it has been handed over."""
+        if self._work is not None:  # None on ranks outside the group
+            self._work.wait()
+
+
 class Decoder:
-    """Incremental forward of a model for one batch of sequences that are padded on the left.
+    """Incremental forward of this rank's part of a model.
+
+    Pipeline stages hand the residual stream on: every rank calls the same methods in the same order, and the logits are
+    on the first tensor-parallel rank of the last stage.
 
     Args:
-        model: The whole depth of the model (pipeline_model_parallel_size 1); any tensor-parallel size.
+        model: This rank's part, in any tensor- and pipeline-parallel layout.
 
-    Raises:
-        InputError: For a pipeline-parallel model.
+    Attributes:
+        observe: Called with a layer's name and the residual stream [..., h] after it; None to look at nothing.
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            raise InputError(
-                "generation needs pipeline_model_parallel_size 1; load the checkpoint with tensor or data parallelism"
-            )
         a = self.architecture = model.architecture
         self._tp = parallel_state.get_tensor_model_parallel_group()
+        self._pp = parallel_state.get_pipeline_model_parallel_group()
         self._tp_size = self._tp.size()
-        self.eps, self.window = a.norm_epsilon, a.sliding_window
-        self.vocab_size = a.vocab_size
+        self.first, self.last = self._pp.rank() == 0, self._pp.rank() == self._pp.size() - 1
+        self.has_logits = self.last and self._tp.rank() == 0
+        self.eps, self.vocab_size = a.norm_epsilon, a.vocab_size
         parameters = dict(model.named_parameters())
-        self.embedding = parameters["embedding.word_embeddings.weight"]
+        self.like = next(iter(parameters.values()))
+        self.embedding = parameters.get("embedding.word_embeddings.weight")
         self.layers: list[Layer] = []
         for i, layer in enumerate(model.decoder.layers):
 
             def get(name: str, prefix: str = f"decoder.layers.{i}.") -> torch.Tensor:
                 return parameters[actual_name(prefix + name, parameters)]
 
-            self.layers += layers_of(a, i, layer, get, self._tp_size)
+            for part in layers_of(a, layer, get, self._tp_size):
+                part.name = f"decoder.layers.{layer.layer_number - 1}"
+                self.layers.append(part)
         final = "decoder.final_norm.weight" if a.layer_pattern else "decoder.final_layernorm.weight"
-        self.final_norm = parameters[final]
-        self.output = self.embedding if a.tied_embeddings else parameters["output_layer.weight"]
+        self.final_norm = parameters.get(final)
+        self.output = parameters.get("output_layer.weight", self.embedding)
         self.inv_freq = None
         if a.rope is not None:
-            self.inv_freq = inverse_frequencies(a.rope, a.kv_channels).to(self.embedding.device)
+            self.inv_freq = inverse_frequencies(a.rope, a.kv_channels).to(self.like.device)
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.observe: Callable[[str, torch.Tensor], None] | None = None
+        self._sent: list[_Message] = []
+
+    def caches(self, rows: int, capacity: int) -> list[Cache]:
+        """Room for `rows` responses of up to `capacity` tokens in each of this rank's layers."""
+        return [layer.cache(rows, capacity, self.like) for layer in self.layers]
+
+    def _cos_sin(self, length: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Cosines and sines of positions 0..length-1, [at least length, 1, 1, d / 2]; kept between calls."""
+        if self.inv_freq is None:
+            return None, None
+        if self._angles is None or len(self._angles[0]) < length:
+            places = torch.arange(2 * length, device=self.like.device, dtype=torch.float32)
+            angles = torch.outer(places, self.inv_freq)[:, None, None]
+            self._angles = angles.cos().to(self.like.dtype), angles.sin().to(self.like.dtype)
+        return self._angles
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._tp_size > 1:
             dist.all_reduce(x, group=self._tp)
         return x
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _enter(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embed tokens of any shape, or receive the residual stream from the stage before."""
+        if not self.first:
+            x = self.like.new_empty(*tokens.shape, self.architecture.hidden_size)
+            dist.recv(x, group=self._pp, group_src=self._pp.rank() - 1)
+            return x
+        if self.embedding is None:
+            raise RuntimeError("the first stage has no embedding")
         if self._tp_size == 1:
-            found = self.embedding[tokens]
+            found = F.embedding(tokens, self.embedding)
         else:
             rows = self.embedding.shape[0]
             local = tokens - rows * self._tp.rank()
             mine = (local >= 0) & (local < rows)
             found = self._reduce(self.embedding[local.clamp(0, rows - 1)] * mine.unsqueeze(-1))
         scale = self.architecture.embedding_multiplier
-        return found if scale == 1.0 else found * scale
+        x = found if scale == 1.0 else found * scale
+        if self.observe is not None:
+            self.observe("embedding", x)
+        return x
 
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, h] -> [b, vocab] in fp32, padding rows dropped."""
-        local = F.linear(F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps), self.output)
-        if self._tp_size > 1:
-            parts = [torch.empty_like(local) for _ in range(self._tp_size)]
-            dist.all_gather(parts, local.contiguous(), group=self._tp)
-            local = torch.cat(parts, dim=-1)
-        logits, scale = local[:, : self.vocab_size].float(), self.architecture.logits_scaling
-        return logits if scale == 1.0 else logits / scale
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
-    def _span(self, tokens: torch.Tensor, start: int, offsets: torch.Tensor) -> Span:
-        """Positions, angles and mask of [b, t] tokens that stand at cache positions start..start+t-1."""
-        t = tokens.shape[1]
-        end = start + t
-        columns = torch.arange(start, end, device=tokens.device)
-        keys = torch.arange(end, device=tokens.device)[None]
-        real = keys >= offsets[:, None]
-        mask = real[:, None, None, :]
-        if self.window is not None:
-            mask = mask & (columns[:, None] - keys < self.window)[None, None]
-        if t > 1:
-            # Padding rows attend to themselves: a row without any key would be NaN.
-            mask = (mask & (keys <= columns[:, None])[None, None]) | (keys == columns[:, None])[None, None]
-        cos = sin = None
-        if self.inv_freq is not None:
-            # A row padded on the left by `offset` has its first real token at position 0.
-            angles = (columns[None] - offsets[:, None]).clamp(min=0).float()[..., None] * self.inv_freq
-            cos, sin = angles.cos()[:, None].to(self.embedding.dtype), angles.sin()[:, None].to(self.embedding.dtype)
-        return Span(start, end, real, mask, cos, sin)
-
-    def _forward(self, tokens: torch.Tensor, start: int, offsets: torch.Tensor) -> torch.Tensor:
-        """Logits of the last position of [b, t] tokens that stand at cache positions start..start+t-1."""
-        span = self._span(tokens, start, offsets)
-        x = self._embed(tokens)
+    def _add(self, x: torch.Tensor, layer: Layer, inner: torch.Tensor) -> torch.Tensor:
+        """The residual stream [..., h] after the layer's projection of [..., inner]."""
         scale = self.architecture.residual_multiplier
-        for layer in self.layers:
-            added = self._reduce(layer(F.rms_norm(x, (x.shape[-1],), layer.norm, self.eps), span))
-            x = torch.add(x, added, alpha=scale)
-        return self._logits(x[:, -1])
+        if self._tp_size > 1:
+            x = torch.add(x, self._reduce(F.linear(inner, layer.out)), alpha=scale)
+        else:
+            x = torch.addmm(x.flatten(0, -2), inner.flatten(0, -2), layer.out.t(), alpha=scale).view_as(x)
+        if self.observe is not None:
+            self.observe(layer.name, x)
+        return x
 
-    def prefill(self, tokens: torch.Tensor, offsets: torch.Tensor, room: int) -> torch.Tensor:
-        """Fill the caches with the prompts.
+    def _leave(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Hand the residual stream on; from the last stage, logits [n, vocab] in fp32 on its first rank.
 
         Args:
-            tokens: [b, p], padded on the left.
-            offsets: [b] padding of each row.
-            room: Tokens that will be added at most.
+            x: [n, h], or [b, t, h].
+            rows: [b], the place whose logits are asked for.
+        """
+        if not self.last:
+            self._sent.append(_Message(x.contiguous(), self._pp))
+            return None
+        if self.final_norm is None or self.output is None:
+            raise RuntimeError("the last stage has no output layer")
+        if rows is not None:
+            x = x[torch.arange(len(x), device=x.device), rows]
+        logits = F.linear(self._normed(x, self.final_norm), self.output)
+        if self._tp_size > 1:
+            parts = [torch.empty_like(logits) for _ in range(self._tp_size)] if self.has_logits else None
+            dist.gather(logits.contiguous(), parts, group=self._tp, group_dst=0)
+            if parts is None:
+                return None
+            logits = torch.cat(parts, dim=-1)
+        logits, scale = logits[:, : self.vocab_size].float(), self.architecture.logits_scaling
+        return logits if scale == 1.0 else logits / scale
+
+    def take_sent(self) -> list[_Message]:
+        """Messages to the next stage since the last call, to be waited for; their tensors live as long as they do."""
+        sent, self._sent = self._sent, []
+        return sent
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor | None, list[Memory]]:
+        """Read prompts.
+
+        Args:
+            prompts: Token ids; best of similar length.
 
         Returns:
-            [b, vocab] logits of the next token.
+            Logits [b, vocab] of each prompt's next token where they are, and what each layer remembers.
         """
+        device, width = self.like.device, max(map(len, prompts))
+        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        real = torch.arange(width, device=device) < lengths.unsqueeze(-1)
+        cos, sin = self._cos_sin(width)
+        if cos is not None and sin is not None:
+            cos, sin = cos[:width], sin[:width]
+        span = Prompts(lengths, real.unsqueeze(-1), cos, sin)
+        x, memories = self._enter(tokens), []
         for layer in self.layers:
-            layer.begin(len(tokens), tokens.shape[1] + room, self.embedding)
-        return self._forward(tokens, 0, offsets)
+            inner, memory = layer.prefill(self._normed(x, layer.norm), span)
+            memories.append(memory)
+            x = self._add(x, layer, inner)
+        return self._leave(x, lengths - 1), memories
 
-    def step(self, tokens: torch.Tensor, position: int, offsets: torch.Tensor) -> torch.Tensor:
-        """Add one token per row at cache position `position`; [b] -> [b, vocab] logits of the next."""
-        return self._forward(tokens[:, None], position, offsets)
+    def step(self, tokens: list[int], positions: list[int], caches: list[Cache], band: int) -> torch.Tensor | None:
+        """Add one token to each of the first rows of the caches.
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep (or repeat) the given rows of the caches."""
-        for layer in self.layers:
-            layer.select(rows)
+        Args:
+            tokens: One per row.
+            positions: Where each stands in its response.
+            caches: From `caches`.
+            band: Rows of similar length that attend together.
+
+        Returns:
+            Logits [rows, vocab] of the next token of each, where they are.
+        """
+        places = torch.tensor(positions, device=self.like.device)
+        cos, sin = self._cos_sin(max(positions) + 1)
+        if cos is not None and sin is not None:
+            cos, sin = cos[places], sin[places]
+        bands = bands_of(positions, band, self.architecture.sliding_window, self.like)
+        span = Step(len(tokens), places, bands, cos, sin)
+        x = self._enter(torch.tensor(tokens, device=self.like.device))
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = self._add(x, layer, layer.step(self._normed(x, layer.norm), cache, span))
+        return self._leave(x)

@@ -1,184 +1,256 @@
-"""The kinds of layers while decoding: what each adds to the residual stream, and what it remembers."""
+"""The kinds of layers while decoding: what each adds to the residual stream, and what it remembers.
+
+A layer gives the input of its output projection; the decoder projects and adds, which is one kernel where no
+tensor-parallel sum stands between.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from prism_nemo.generation.caches import Cache, KeyValues, Memory, Nothing, State
+from prism_nemo.generation.spans import Prompts, Step
 from prism_nemo.models.family import Architecture
-from prism_nemo.models.layers.causal_conv import causal_conv, causal_conv_step
+from prism_nemo.models.layers.attention import windowed_attention
+from prism_nemo.models.layers.causal_conv import causal_conv
 from prism_nemo.models.layers.mamba import MambaMixer
 from prism_nemo.models.layers.mamba_kernels import positive_dt
-from prism_nemo.models.layers.ssd import ssd_scan, ssd_step
+from prism_nemo.models.layers.ssd import ssd_scan
 
 # Looks a parameter of the layer up by the name that weight tables use.
 Lookup = Callable[[str], torch.Tensor]
 
-
-@dataclass
-class Span:
-    """Where the tokens of a step stand, computed once for all layers.
-
-    Attributes:
-        start: First cache position.
-        end: Last cache position plus one.
-        real: [b, end] whether a cache position holds a token of the row, not padding on its left.
-        mask: [b, 1, t or 1, end] which keys a query may see.
-        cos: [b, 1, t, d / 2], or None without rotary embedding.
-        sin: The same.
-    """
-
-    start: int
-    end: int
-    real: torch.Tensor
-    mask: torch.Tensor
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
+# Bytes of Mamba state updated at a time on CPU: three kernels pass over them, and should find them in the core's cache.
+_STATE_BYTES = 2**19
 
 
 class Layer(ABC):
-    """One addition to the residual stream."""
+    """One addition to the residual stream.
 
+    Attributes:
+        name: Of the Megatron layer that it belongs to.
+        norm: Weight of the norm before it.
+        out: Weight of the projection after it, this rank's columns.
+    """
+
+    name: str
     norm: torch.Tensor
-
-    def begin(self, batch: int, capacity: int, like: torch.Tensor) -> None:
-        """Make room for `capacity` tokens in each of `batch` rows."""
-        return
+    out: torch.Tensor
 
     @abstractmethod
-    def __call__(self, x: torch.Tensor, span: Span) -> torch.Tensor:
-        """Normalised [b, t, h] to this rank's part of what is added, [b, t, h]."""
+    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> Cache:
+        """Room for `rows` responses of up to `capacity` tokens."""
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep (or repeat) the given rows of what is remembered."""
-        return
+    @abstractmethod
+    def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
+        """Normalised [b, t, h] to the projection's input [b, t, ...], and what is remembered of each prompt."""
+
+    @abstractmethod
+    def step(self, x: torch.Tensor, cache: Any, step: Step) -> torch.Tensor:
+        """Normalised [rows, h] to the projection's input [rows, ...]; the cache takes the token in."""
 
 
 class Attention(Layer):
-    """Grouped-query attention with a preallocated key/value cache."""
+    """Grouped-query attention."""
 
     def __init__(self, get: Lookup, a: Architecture, tp: int) -> None:
-        self.norm = get("input_layernorm.weight")
-        self.qkv, self.proj = get("self_attention.linear_qkv.weight"), get("self_attention.linear_proj.weight")
-        self.heads, self.groups, self.d = a.num_attention_heads // tp, a.num_query_groups // tp, a.kv_channels
-        self.scale = a.attention_multiplier
-        self.keys = self.values = torch.empty(0)
+        self.norm, self.out = get("input_layernorm.weight"), get("self_attention.linear_proj.weight")
+        self.qkv = get("self_attention.linear_qkv.weight")
+        self.groups, self.d = a.num_query_groups // tp, a.kv_channels
+        self.per_group = a.num_attention_heads // a.num_query_groups
+        self.scale, self.window = a.attention_multiplier, a.sliding_window
 
-    def begin(self, batch: int, capacity: int, like: torch.Tensor) -> None:
-        """See `Layer.begin`."""
-        shape = (batch, self.groups, capacity, self.d)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> KeyValues:
+        """See `Layer.cache`."""
+        return KeyValues((rows, self.groups, capacity, self.d), like)
 
-    def __call__(self, x: torch.Tensor, span: Span) -> torch.Tensor:
-        """See `Layer`."""
-        b, t, _ = x.shape
-        per_group = self.heads // self.groups
-        qkv = F.linear(x, self.qkv).view(b, t, self.groups, per_group + 2, self.d)
-        q = qkv[:, :, :, :per_group].reshape(b, t, self.heads, self.d).transpose(1, 2)
-        k, v = qkv[:, :, :, per_group].transpose(1, 2), qkv[:, :, :, per_group + 1].transpose(1, 2)
-        if span.cos is not None and span.sin is not None:
-            q, k = _rotate(q, span.cos, span.sin), _rotate(k, span.cos, span.sin)
-        self.keys[:, :, span.start : span.end] = k
-        self.values[:, :, span.start : span.end] = v
-        k, v = self.keys[:, :, : span.end], self.values[:, :, : span.end]
-        if t == 1:
-            # The queries of a group become query positions of their shared key/value head: nothing is expanded.
-            q = q.reshape(b, self.groups, per_group, self.d)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, scale=self.scale)
-            out = out.reshape(b, self.heads, 1, self.d)
+    def _project(
+        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[..., h] to rotated queries and keys [..., groups, per group + 1, d] and values [..., groups, d]."""
+        qkv = F.linear(x, self.qkv).unflatten(-1, (self.groups, self.per_group + 2, self.d))
+        qk, v = qkv[..., :-1, :], qkv[..., -1, :]
+        return qk if cos is None or sin is None else _rotate(qk, cos, sin), v
+
+    def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
+        """See `Layer.prefill`."""
+        qk, v = self._project(x, prompts.cos, prompts.sin)
+        q = qk[..., :-1, :].flatten(2, 3).transpose(1, 2)
+        k, v = qk[..., -1, :].transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        if self.window is not None and x.shape[1] > self.window:
+            out = windowed_attention(q, k, v, window=self.window, scale=self.scale, dropout=0.0)
         else:
             out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=span.mask, scale=self.scale, enable_gqa=per_group > 1
+                q, k, v, is_causal=True, scale=self.scale, enable_gqa=self.per_group > 1
             )
-        return F.linear(out.transpose(1, 2).reshape(b, t, -1), self.proj)
+        return out.transpose(1, 2).flatten(2), (k, v)
 
-    def select(self, rows: torch.Tensor) -> None:
-        """See `Layer.select`."""
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+    def step(self, x: torch.Tensor, cache: KeyValues, step: Step) -> torch.Tensor:
+        """See `Layer.step`."""
+        qk, v = self._project(x, step.cos, step.sin)
+        capacity = cache.keys.shape[2]
+        heads = torch.arange(step.rows * self.groups, device=x.device).view(-1, self.groups)
+        places = (heads * capacity + step.positions.unsqueeze(-1)).flatten()
+        cache.keys.view(-1, self.d).index_copy_(0, places, qk[:, :, -1].reshape(-1, self.d))
+        cache.values.view(-1, self.d).index_copy_(0, places, v.reshape(-1, self.d))
+        out = x.new_empty(step.rows, self.groups, self.per_group, self.d)
+        for band in step.bands:
+            rows, columns = slice(band.first, band.end), slice(band.start, band.stop)
+            # The queries of a group become query positions of their shared key/value head: nothing is expanded.
+            out[rows] = F.scaled_dot_product_attention(
+                qk[rows, :, :-1],
+                cache.keys[rows, :, columns],
+                cache.values[rows, :, columns],
+                attn_mask=band.mask,
+                scale=self.scale,
+            )
+        return out.flatten(1)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    """[..., groups, heads, d] rotated by the angles; the halves of a head form the pairs (Llama's order)."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=out_a)
+    out_a.addcmul_(b, sin, value=-1.0)
+    torch.mul(b, cos, out=out_b)
+    out_b.addcmul_(a, sin)
+    return out
 
 
 class MLP(Layer):
     """SwiGLU, or a squared ReLU without a gate."""
 
     def __init__(self, get: Lookup, a: Architecture) -> None:
-        self.norm = get("pre_mlp_layernorm.weight")
-        self.fc1, self.fc2 = get("mlp.linear_fc1.weight"), get("mlp.linear_fc2.weight")
-        self.gated = a.activation == "swiglu"
+        self.norm, self.out = get("pre_mlp_layernorm.weight"), get("mlp.linear_fc2.weight")
+        self.fc1, self.gated = get("mlp.linear_fc1.weight"), a.activation == "swiglu"
 
-    def __call__(self, x: torch.Tensor, span: Span) -> torch.Tensor:
-        """See `Layer`."""
+    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> Nothing:
+        """See `Layer.cache`."""
+        return Nothing()
+
+    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
         hidden = F.linear(x, self.fc1)
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
-            return F.linear(F.silu(gate) * up, self.fc2)
-        return F.linear(F.relu(hidden).square(), self.fc2)
+            return F.silu(gate).mul_(up)
+        return hidden.relu_().square_()
+
+    def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
+        """See `Layer.prefill`."""
+        return self._hidden(x), ()
+
+    def step(self, x: torch.Tensor, cache: Nothing, step: Step) -> torch.Tensor:
+        """See `Layer.step`."""
+        return self._hidden(x)
 
 
 class Mamba(Layer):
     """A Mamba-2 mixer that remembers its state and the last inputs of its convolution.
 
-    Padding on the left must leave both untouched: it enters the convolution as zeros and the recurrence with a step
-    of zero, which neither adds to the state nor decays it.
+    Padding on the right of a prompt must leave the state untouched: it enters the recurrence with a step of zero,
+    which neither adds to the state nor decays it. The window is read from where the prompt ends.
     """
 
     def __init__(self, get: Lookup, mixer: MambaMixer) -> None:
-        self.norm = get("norm.weight")
+        self.norm, self.out = get("norm.weight"), mixer.out_proj.weight
         self.mixer = mixer
         self.projection, self.kernel, self.bias = mixer.local_weights()
-        self.A, self.out = -torch.exp(mixer.A_log), mixer.out_proj.weight
-        self.window = self.state = torch.empty(0)
+        self.taps = self.kernel.squeeze(1).T.contiguous()  # [width, c]; a few kilobytes
+        self.A, self.D = -torch.exp(mixer.A_log.float()), mixer.D.float()
 
-    def __call__(self, x: torch.Tensor, span: Span) -> torch.Tensor:
-        """See `Layer`."""
-        m, layout = self.mixer, self.mixer.layout
-        inner, _, bc, _, heads = layout.local_rows
+    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> State:
+        """See `Layer.cache`."""
+        layout, (channels, _, width) = self.mixer.layout, self.kernel.shape
+        wide = layout.local_heads // layout.local_groups * layout.head_dim
+        state = (rows, layout.local_groups, layout.d_state, wide)
+        return State((rows, width - 1, channels), state, like)
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[..., h] to the gate [..., inner], the convolution's input [..., channels] and the steps [..., heads]."""
+        m = self.mixer
+        inner, _, bc, _, heads = m.layout.local_rows
         z, xbc, dt = F.linear(x, self.projection).split([inner, inner + 2 * bc, heads], dim=-1)
-        dt = positive_dt(dt, m.dt_bias, m.dt_limit)
-        if span.start > 0:  # one token more; the first read may be of one token too
-            mixed = causal_conv_step(self.window, xbc[:, 0], self.kernel, self.bias)
-            xs, b, c = self._parts(mixed, [inner, bc, bc])
-            y = ssd_step(self.state, xs, dt[:, 0], self.A, b, c, m.D).unsqueeze(1)
-        else:
-            real = span.real.unsqueeze(-1)
-            xbc, dt = xbc * real, dt * real
-            width = self.kernel.shape[-1] - 1
-            self.window = F.pad(xbc, (0, 0, max(0, width - xbc.shape[1]), 0))[:, -width:].clone()
-            xs, b, c = self._parts(causal_conv(xbc, self.kernel, self.bias), [inner, bc, bc])
-            y, self.state = ssd_scan(xs, dt, self.A, b, c, m.D, chunk_size=m.chunk_size)
-        return F.linear(m.norm(y.flatten(2), z), self.out)
+        return z, xbc, positive_dt(dt, m.dt_bias, m.dt_limit)
 
-    def _parts(self, mixed: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x, b, c = mixed.split(sizes, dim=-1)
-        groups = self.mixer.layout.local_groups
-        heads = self.mixer.layout.local_heads
-        return x.unflatten(-1, (heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
+    def _parts(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        layout = self.mixer.layout
+        inner, _, bc, _, _ = layout.local_rows
+        x, b, c = mixed.split([inner, bc, bc], dim=-1)
+        groups = layout.local_groups
+        return x.unflatten(-1, (layout.local_heads, -1)), b.unflatten(-1, (groups, -1)), c.unflatten(-1, (groups, -1))
 
-    def select(self, rows: torch.Tensor) -> None:
-        """See `Layer.select`."""
-        self.window, self.state = self.window.index_select(0, rows), self.state.index_select(0, rows)
+    def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
+        """See `Layer.prefill`."""
+        z, xbc, dt = self._project(x)
+        width = self.kernel.shape[-1] - 1
+        ends = prompts.lengths.view(-1, 1, 1) + torch.arange(width, device=x.device).view(1, -1, 1)
+        window = F.pad(xbc, (0, 0, width, 0)).gather(1, ends.expand(-1, -1, xbc.shape[-1]))
+        xs, b, c = self._parts(causal_conv(xbc, self.kernel, self.bias))
+        y, state = ssd_scan(xs, dt * prompts.real, self.A, b, c, self.D, chunk_size=self.mixer.chunk_size)
+        return self.mixer.norm(y.flatten(2), z), (window, state.view(len(x), b.shape[2], -1, b.shape[3]).mT)
+
+    def step(self, x: torch.Tensor, cache: State, step: Step) -> torch.Tensor:
+        """See `Layer.step`."""
+        z, xbc, dt = self._project(x)
+        window = cache.window[: step.rows]
+        mixed = xbc * self.taps[-1] if self.bias is None else torch.addcmul(self.bias, xbc, self.taps[-1])
+        for i in range(window.shape[1]):
+            mixed.addcmul_(window[:, i], self.taps[i])
+            window[:, i] = window[:, i + 1] if i + 1 < window.shape[1] else xbc
+        xs, b, c = self._parts(F.silu(mixed))
+        y = _recur(cache.state[: step.rows], xs, dt, self.A, b, c)
+        y.addcmul_(xs, self.D.unsqueeze(-1))
+        return self.mixer.norm(y.to(x.dtype).flatten(1), z)
 
 
-def layers_of(a: Architecture, index: int, layer: Any, get: Lookup, tp: int) -> list[Layer]:
+def _recur(
+    state: torch.Tensor, x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+) -> torch.Tensor:
+    """One token of the recurrence (`prism_nemo.models.layers.ssd.ssd_step` without D), some rows after others.
+
+    The heads of a group lie side by side in the state: C times a group's state is then a product that runs along memory
+    (eight times faster on CPU than one with a column for each head).
+
+    Args:
+        state: [n, groups, s, heads / groups * p]; updated in place.
+        x: [n, heads, p].
+        dt: [n, heads], in the state's type.
+        A: [heads].
+        B: [n, groups, s].
+        C: [n, groups, s].
+
+    Returns:
+        [n, heads, p] in the state's type.
+    """
+    (n, groups), p = state.shape[:2], x.shape[-1]
+    decay = torch.exp(dt * A).unsqueeze(-1).expand(-1, -1, p).reshape(n, groups, 1, -1)
+    added = (x.to(state.dtype) * dt.unsqueeze(-1)).view(n, groups, 1, -1)
+    inputs, outputs = B.to(state.dtype).unsqueeze(-1), C.to(state.dtype).unsqueeze(-2)
+    y = torch.empty_like(added)
+    rows = n if state.is_cuda else max(1, _STATE_BYTES // (state[0].numel() * state.element_size()))
+    parts = (t.split(rows) for t in (state, decay, added, inputs, outputs, y))
+    for own, faded, new, along, read, result in zip(*parts, strict=True):
+        own.mul_(faded).addcmul_(along, new)
+        torch.matmul(read, own, out=result)
+    return y.view(n, -1, p)
+
+
+def layers_of(a: Architecture, layer: Any, get: Lookup, tp: int) -> list[Layer]:
     """A Megatron layer as one addition, or two for a transformer's.
 
     Args:
         a: The architecture.
-        index: Of the layer.
         layer: The module.
         get: Looks up a parameter of it.
         tp: Tensor-parallel size.
     """
     if not a.layer_pattern:
         return [Attention(get, a, tp), MLP(get, a)]
-    kind = a.layer_pattern[index]
+    kind = a.layer_pattern[layer.layer_number - 1]
     return [Mamba(get, layer.mixer) if kind == "M" else Attention(get, a, tp) if kind == "*" else MLP(get, a)]

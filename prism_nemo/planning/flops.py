@@ -92,10 +92,13 @@ def scan_flops(mamba: Mamba, tokens: int) -> int:
     return total
 
 
-def layer_flops(a: Architecture, kind: str, lengths: Sequence[int], masked: bool = False, tp: int = 1) -> Flops:
-    """Forward FLOPs of one layer of a kind over one row of documents, all `tp` tensor-parallel ranks together.
+def layer_flops(
+    a: Architecture, kind: str, lengths: Sequence[int], masked: bool = False, tp: int = 1, cp: int = 1
+) -> Flops:
+    """Forward FLOPs of one layer of a kind over one row of documents, all `tp` x `cp` ranks of a replica together.
 
-    Where a mixer has fewer groups than ranks, every rank computes the B and C that its heads need.
+    Where a mixer has fewer groups than ranks, every tensor-parallel rank computes the B and C that its heads need, and
+    every context-parallel rank their part of the scan.
     """
     if kind == "M" and a.mamba is not None and a.mamba.groups < tp:
         a = replace(a, mamba=replace(a.mamba, groups=tp))
@@ -104,7 +107,10 @@ def layer_flops(a: Architecture, kind: str, lengths: Sequence[int], masked: bool
     if kind == "*":
         pairs = attention_pairs(lengths, a.sliding_window, masked)
         return Flops(projections, attention=4 * pairs * a.num_attention_heads * a.kv_channels)
-    return Flops(projections, scan=scan_flops(_mamba(a), tokens) if kind == "M" else 0)
+    if kind != "M":
+        return Flops(projections)
+    mamba = _mamba(a)
+    return Flops(projections, scan=scan_flops(replace(mamba, groups=max(mamba.groups, tp * cp)), tokens))
 
 
 def forward_flops(a: Architecture, lengths: Sequence[int], masked: bool = False) -> Flops:

@@ -18,10 +18,11 @@ class GPU:
         name: As people write it.
         memory_bytes: Capacity. The datasheets' GB are read as 10^9, the smaller reading.
         bf16_flops: Dense BF16 tensor-core FLOP/s.
-        fp8_flops: Dense FP8 tensor-core FLOP/s; None where there is no FP8. Not used by the plan: training is in BF16.
+        fp8_flops: Dense FP8 tensor-core FLOP/s; None where there is no FP8.
         memory_bandwidth: HBM bytes/s.
         nvlink_bandwidth: NVLink bytes/s, sum of both directions.
         network_bandwidth: Bytes/s and direction of the network port beside each GPU in the vendor's own machine.
+        capability: CUDA compute capability, which decides the FP8 recipes (CUDA C++ Programming Guide).
         sources: Where the figures are stated.
     """
 
@@ -32,6 +33,7 @@ class GPU:
     memory_bandwidth: float
     nvlink_bandwidth: float
     network_bandwidth: float
+    capability: tuple[int, int]
     sources: tuple[str, ...]
 
 
@@ -46,6 +48,7 @@ GPUS = {
             memory_bandwidth=2.039e12,
             nvlink_bandwidth=600e9,
             network_bandwidth=25e9,  # 8 x 200 Gb/s
+            capability=(8, 0),
             sources=("NVIDIA A100 Tensor Core GPU datasheet (A100 80GB SXM)", "NVIDIA DGX A100 datasheet (network)"),
         ),
         GPU(
@@ -56,6 +59,7 @@ GPUS = {
             memory_bandwidth=3.35e12,
             nvlink_bandwidth=900e9,
             network_bandwidth=50e9,  # 8 x 400 Gb/s
+            capability=(9, 0),
             sources=("NVIDIA H100 Tensor Core GPU datasheet (H100 SXM)", "NVIDIA DGX H100 datasheet (network)"),
         ),
         GPU(
@@ -66,6 +70,7 @@ GPUS = {
             memory_bandwidth=4.8e12,
             nvlink_bandwidth=900e9,
             network_bandwidth=50e9,
+            capability=(9, 0),
             sources=("NVIDIA H200 Tensor Core GPU datasheet (H200 SXM)", "NVIDIA DGX H200 datasheet (network)"),
         ),
         GPU(
@@ -76,6 +81,7 @@ GPUS = {
             memory_bandwidth=8e12,  # 64 TB/s in 8
             nvlink_bandwidth=1800e9,
             network_bandwidth=50e9,
+            capability=(10, 0),
             sources=(
                 "NVIDIA DGX B200 datasheet (eight B200; network)",
                 "NVIDIA Blackwell architecture brief (NVLink 5)",
@@ -105,6 +111,7 @@ class Assumptions:
 
     Attributes:
         gemm_efficiency: Share of the BF16 peak that large matrix products reach.
+        fp8_efficiency: Share of the FP8 peak that they reach in FP8: twice the work in the time that reads the same.
         attention_efficiency: Share that the attention kernel reaches.
         scan_efficiency: Share that the matrix products inside Mamba's scan reach: they are small.
         memory_efficiency: Share of the HBM bandwidth that elementwise kernels reach.
@@ -116,6 +123,7 @@ class Assumptions:
     """
 
     gemm_efficiency: float = 0.65
+    fp8_efficiency: float = 0.5
     attention_efficiency: float = 0.45
     scan_efficiency: float = 0.2
     memory_efficiency: float = 0.8

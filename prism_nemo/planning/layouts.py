@@ -15,7 +15,13 @@ from prism_nemo.planning.flops import RECOMPUTE
 from prism_nemo.planning.hardware import GPU, Assumptions
 from prism_nemo.planning.memory import RankMemory, Workload, estimate_memory
 from prism_nemo.planning.step_time import StepTime, estimate_time
+from prism_nemo.precision.check import check_fp8_sizes
 from prism_nemo.training.layout import check_batch, check_layout
+
+# Shorter stretches of a row make small products and many small messages; a recipe may ask for them all the same.
+LEAST_STRETCH = 4096
+# More parts of a stage make the bubble smaller still, and as many times the messages.
+MOST_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -56,15 +62,47 @@ def divisions(gpus: int) -> Iterator[ParallelConfig]:
                     yield ParallelConfig(tp, pp, gpus // tp // pp, sequence_parallel)
 
 
-def refusal(a: Architecture, layout: ParallelConfig, work: Workload) -> str | None:
+def proposals(a: Architecture, gpus: int, work: Workload) -> Iterator[ParallelConfig]:
+    """`divisions`, and each also with context parallelism and virtual pipelines where they can help and the model can
+    have them: ranks that share a row hold at least `LEAST_STRETCH` tokens of it, a stage has at most `MOST_PARTS` parts.
+    """
+    for layout in divisions(gpus):
+        pp, dp = layout.pipeline_model_parallel_size, layout.data_parallel_size
+        shares = [n for n in range(1, dp + 1) if dp % n == 0 and (n == 1 or work.seq_length // n >= LEAST_STRETCH)]
+        for cp in shares:
+            for parts in range(1, MOST_PARTS + 1) if pp > 1 else (1,):
+                made = replace(
+                    layout,
+                    context_parallel_size=cp,
+                    virtual_pipeline_model_parallel_size=parts,
+                    data_parallel_size=dp // cp,
+                )
+                if cp == parts == 1 or _model_has(a, made):
+                    yield made
+
+
+def _model_has(a: Architecture, layout: ParallelConfig) -> bool:
+    try:
+        a.check_layout(
+            layout.tensor_model_parallel_size,
+            layout.pipeline_model_parallel_size,
+            layout.context_parallel_size,
+            layout.virtual_pipeline_model_parallel_size,
+        )
+    except InputError:
+        return False
+    return True
+
+
+def refusal(a: Architecture, layout: ParallelConfig, work: Workload, fp8_recipe: str | None = None) -> str | None:
     """Why a layout cannot be whatever the memory; None if it can."""
     try:
         check_layout(a, layout, work.distributed_optimizer)
         check_batch(layout, work.seq_length, work.micro_batch_size, work.global_batch_size)
+        if fp8_recipe is not None:
+            check_fp8_sizes(fp8_recipe, a, layout)
     except InputError as error:
         return str(error)
-    if layout.context_parallel_size > 1 or layout.virtual_pipeline_model_parallel_size > 1:
-        return "memory and time of context parallelism and virtual pipelines are not predicted; midtrain runs them"
     return None
 
 
@@ -72,7 +110,7 @@ def evaluate(
     a: Architecture, layout: ParallelConfig, work: Workload, gpu: GPU, assumed: Assumptions, kernels: Kernels
 ) -> Candidate:
     """Predict memory and time of one layout."""
-    why = refusal(a, layout, work)
+    why = refusal(a, layout, work, kernels.fp8_recipe)
     if why is not None:
         return Candidate(layout, work.recompute, refusal=why)
     stages = range(layout.pipeline_model_parallel_size)
@@ -84,8 +122,20 @@ def evaluate(
 
 def shortage(memory: RankMemory, gpu: GPU) -> str:
     """The arithmetic of a layout that does not fit."""
-    names = ("parameters", "gradients", "optimizer", "activations", "logits", "communication", "working", "reserved")
-    parts = " + ".join(f"{name} {getattr(memory, name) / 1e9:.1f}" for name in names if getattr(memory, name) >= 5e7)
+    names = (
+        "parameters",
+        "gradients",
+        "optimizer",
+        "fp8_weights",
+        "activations",
+        "logits",
+        "communication",
+        "working",
+        "reserved",
+    )
+    parts = " + ".join(
+        f"{name.replace('_', ' ')} {getattr(memory, name) / 1e9:.1f}" for name in names if getattr(memory, name) >= 5e7
+    )
     over = (memory.total - gpu.memory_bytes) / 1e9
     return (
         f"{parts} = {memory.total / 1e9:.1f} GB per rank of stage {memory.stage}, "
@@ -99,7 +149,7 @@ def enumerate_layouts(
     """Every layout with every mode of recomputation: first those that fit, the fastest first; then the others."""
     found = [
         evaluate(a, layout, replace(work, recompute=recompute), gpu, assumed, kernels)
-        for layout in divisions(gpus)
+        for layout in proposals(a, gpus, work)
         for recompute in RECOMPUTE
     ]
     return sorted(found, key=_order)

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from prism_nemo.checkpoint.native import read_architecture
-from prism_nemo.config import MidtrainConfig, check_positive
+from prism_nemo.config import MidtrainConfig, ParallelConfig, check_positive
 from prism_nemo.errors import InputError
 from prism_nemo.models.catalog import CATALOG, find
 from prism_nemo.models.family import Architecture, architecture_from_hf, parameter_count, read_hf_config
+from prism_nemo.models.recompute import check_recompute_of
 from prism_nemo.planning.activations import Kernels
 from prism_nemo.planning.flops import flops_per_token
 from prism_nemo.planning.hardware import GPU, Assumptions, assumptions, find_gpu
 from prism_nemo.planning.layouts import Candidate, enumerate_layouts, evaluate
 from prism_nemo.planning.memory import Workload
 from prism_nemo.planning.rehearsal import Rehearsal, rehearse
+from prism_nemo.precision.check import check_fp8_on, check_precision_values
 from prism_nemo.recipe import load_recipe
 
 NOT_GIVEN = "(not given)"
@@ -26,6 +28,8 @@ PROVENANCE = {
     "parameters, gradients, optimizer": "formula from the weight table; equal to what --rehearse counts",
     "activations, logits": "formula; checked to the byte on CPU runs and in rehearsals for torch's layers; "
     "for Transformer Engine's from what is known of them, not measured",
+    "FP8": "copies of weights, rounded activations and their traffic: from what Transformer Engine is known to do; not "
+    "measured, and not rehearsed: the rehearsal is in bf16",
     "communication, working": "formula, an estimate: CPU processes took 11 to 16 % more than all parts together",
     "reserved": "assumption",
     "time": "roofline of the datasheet's peaks with assumed efficiencies; not measured on any GPU",
@@ -159,14 +163,21 @@ def make_plan(
     name, a = _model(model, config, recipe)
     if config.seq_length > a.max_position_embeddings:
         raise InputError(f"seq_length {config.seq_length} is more than the model's {a.max_position_embeddings}")
-    device, assumed, kernels = find_gpu(gpu), assumptions(assume or ()), Kernels.on_gpu(a)
+    device, assumed = find_gpu(gpu), assumptions(assume or ())
+    precision, layout = config.precision, config.parallel
+    _check_precision(config, a, device)
+    kernels = Kernels.on_gpu(a, precision.fp8_recipe if precision.fp8 == "on" else None)
+    outside = precision.fp8 == "on" and precision.first_last_layers_bf16
     work = Workload(
         config.seq_length,
         config.micro_batch_size,
         config.global_batch_size,
+        _recompute(config, a),
         distributed_optimizer=config.use_distributed_optimizer,
+        fp8_param_gather=precision.fp8_param_gather,
+        bf16_at_start=precision.num_layers_at_start_in_bf16 if outside else 0,
+        bf16_at_end=precision.num_layers_at_end_in_bf16 if outside else 0,
     )
-    layout = config.parallel
     count = gpus or layout.world_size
     own = evaluate(a, layout, work, device, assumed, kernels) if layout.world_size == count else None
     plan = Plan(
@@ -184,6 +195,46 @@ def make_plan(
         layout.describe(),
     )
     return _rehearsed(plan) if rehearsing else plan
+
+
+def _check_precision(config: MidtrainConfig, a: Architecture, gpu: GPU) -> None:
+    """Refuse numbers that this GPU or model cannot compute in, or that nothing is predicted of.
+
+    Raises:
+        InputError: Naming the key and what works.
+    """
+    precision = config.precision
+    if precision.dtype == "fp32":
+        raise InputError("precision.dtype: fp32 on GPUs is not planned for; use bf16 (fp32 master weights are kept)")
+    if precision.fp8 == "emulate":
+        raise InputError(
+            "precision.fp8: emulate measures what a recipe does to the loss and is slower than bf16 everywhere; plan "
+            "with precision.fp8=on or off"
+        )
+    layout = config.parallel
+    if precision.fp8 == "on":
+        fits = a.fits_tensor_parallel(layout.tensor_model_parallel_size)
+        check_fp8_on(precision, a, layout if fits else ParallelConfig(), gpu.capability)
+    # The rest of it asks nothing of the machine once FP8 is off.
+    check_precision_values(precision, a, layout, config.use_distributed_optimizer, config.recompute)
+
+
+def _recompute(config: MidtrainConfig, a: Architecture) -> str:
+    """The recipe's mode of recomputation, if it is one whose memory is predicted.
+
+    Raises:
+        InputError: If it is another.
+    """
+    recompute = config.recompute
+    check_recompute_of(recompute, a, ParallelConfig(), config.precision)
+    planned = {"selective": recompute.modules == ["core_attn"]}
+    planned["full"] = recompute.method == "uniform" and recompute.num_layers == 1
+    if not planned.get(recompute.granularity, True):
+        raise InputError(
+            "recompute: memory and time are predicted of none, of selective with modules=[core_attn], and of full with "
+            "method=uniform num_layers=1; midtrain runs the others as well"
+        )
+    return recompute.granularity
 
 
 def _rehearsed(plan: Plan) -> Plan:
@@ -243,6 +294,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "gpu": vars(plan.gpu),
         "gpus": plan.gpus,
         "kernels": plan.kernels.name,
+        "fp8_recipe": plan.kernels.fp8_recipe,
         "seq_length": plan.work.seq_length,
         "micro_batch_size": plan.work.micro_batch_size,
         "global_batch_size": plan.work.global_batch_size,

@@ -29,7 +29,7 @@ class RankCount:
 
     Attributes:
         rank: Of all processes.
-        tensor, pipeline, data: Its place in the layout.
+        tensor, pipeline, data, context: Its place in the layout.
         parameters: Elements.
         whole_parameters: Those of them that other tensor-parallel ranks hold too (norms, B and C of few groups).
         tied_copy: Elements of a second copy of the embedding, on the last stage of a model that ties it.
@@ -43,6 +43,7 @@ class RankCount:
     tensor: int
     pipeline: int
     data: int
+    context: int
     parameters: int
     whole_parameters: int
     tied_copy: int
@@ -87,7 +88,7 @@ class Rehearsal:
     @property
     def parameters(self) -> int:
         """Of the whole model: what is held by several ranks counts once. Padding of the vocabulary is included."""
-        one_replica = [r for r in self.ranks if r.data == 0]
+        one_replica = [r for r in self.ranks if r.data == r.context == 0]
         return sum(r.parameters - r.tied_copy - (r.whole_parameters if r.tensor else 0) for r in one_replica)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _rehearse(
                 with _pretend(layout, rank) as place:
                     trainer = _build(a, layout, rank, seq_length, dtype, distributed_optimizer, overrides)
                     ranks.append(_count(trainer, rank, place))
-                    if place[0] == place[2] == 0:
+                    if place[0] == place[2] == place[3] == 0:
                         stages.append(_run(trainer, place[1], seq_length, micro_batch_size))
                     del trainer
                 if rank % 16 == 15:
@@ -169,19 +170,25 @@ def _rehearse(
 
 
 @contextlib.contextmanager
-def _pretend(layout: ParallelConfig, rank: int) -> Iterator[tuple[int, int, int]]:
-    """While open, this process is that rank of a group that does not communicate: (tensor, pipeline, data) place."""
+def _pretend(layout: ParallelConfig, rank: int) -> Iterator[tuple[int, int, int, int]]:
+    """While open, this process is that rank of a group that does not communicate.
+
+    Its place is given: (tensor, pipeline, data, context).
+    """
     import torch.distributed as dist
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     importlib.import_module("torch.distributed._tools.fake_collectives")  # lets the group take tensors without memory
+    virtual = layout.virtual_pipeline_model_parallel_size
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+            context_parallel_size=layout.context_parallel_size,
             create_gloo_process_groups=False,
         )
         # Groups of the gloo backend would look for their peers.
@@ -192,6 +199,7 @@ def _pretend(layout: ParallelConfig, rank: int) -> Iterator[tuple[int, int, int]
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
             parallel_state.get_data_parallel_rank(),
+            parallel_state.get_context_parallel_rank(),
         )
     finally:
         parallel_state.destroy_model_parallel()
@@ -231,7 +239,7 @@ def _build(
             **overrides,
         )
     real = [name for name, p in trainer.raw.named_parameters() if not p.is_meta]
-    if real or not all(buffer.grad_data.is_meta for buffer in trainer.model.buffers):
+    if real or not all(buffer.grad_data.is_meta for part in trainer.parts for buffer in part.buffers):
         raise PrismError(f"memory was allocated in a rehearsal: {real[:3] or 'gradient buffers'}")
     return trainer
 
@@ -240,10 +248,11 @@ def _draw_nothing(weight: Any) -> None:
     """In place of an initialisation."""
 
 
-def _count(trainer: Any, rank: int, place: tuple[int, int, int]) -> RankCount:
-    raw, buffers = trainer.raw, trainer.model.buffers
-    parameters = list(raw.parameters())
-    tied = [p for p in parameters if getattr(p, "shared_embedding", False) and not raw.pre_process]
+def _count(trainer: Any, rank: int, place: tuple[int, int, int, int]) -> RankCount:
+    buffers = [buffer for part in trainer.parts for buffer in part.buffers]
+    parameters = list(trainer.raw.parameters())
+    modules = [_unwrapped(part) for part in trainer.parts]
+    tied = [p for m in modules for p in m.parameters() if getattr(p, "shared_embedding", False) and not m.pre_process]
     held = [p for p in parameters if not getattr(p, "tensor_model_parallel", False)]
     if buffers[0].param_data is not None:
         parameter_bytes = sum(buffer.param_data.nbytes for buffer in buffers)
@@ -277,14 +286,28 @@ def _optimizer_bytes(trainer: Any) -> int:
     return total
 
 
+def _unwrapped(part: Any) -> Any:
+    """The language model inside a part's wrappers for gradients and types."""
+    while hasattr(part, "module"):
+        part = part.module
+    return part
+
+
 def _run(trainer: Any, stage: int, seq_length: int, rows: int) -> StageCount:
-    """One micro-batch forward and backward through this rank's stage."""
+    """One micro-batch forward and backward through this rank's part, or parts, of the model."""
+    counts = [_run_part(trainer, part, seq_length, rows) for part in trainer.parts]
+    forward, backward, kept = (sum(values) for values in zip(*counts, strict=True))
+    return StageCount(stage, forward, backward, kept)
+
+
+def _run_part(trainer: Any, part: Any, seq_length: int, rows: int) -> tuple[int, int, int]:
+    """FLOPs of the forward and of the backward pass, and bytes kept between them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from prism_nemo.planning.meta_kernels import gpu_kernels
 
-    raw, model, meta = trainer.raw, trainer.model.module, torch.device("meta")
+    raw, model, meta = _unwrapped(part), part.module, torch.device("meta")
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -294,19 +317,20 @@ def _run(trainer: Any, stage: int, seq_length: int, rows: int) -> StageCount:
 
     model.train()
     torch.compiler.set_stance("force_eager")  # Megatron compiles small functions; there is nothing to run faster here
-    length = seq_length // raw.config.tensor_model_parallel_size if raw.config.sequence_parallel else seq_length
+    share = seq_length // raw.config.context_parallel_size
+    length = share // raw.config.tensor_model_parallel_size if raw.config.sequence_parallel else share
     with meta, gpu_kernels():
-        tokens = torch.empty(rows, seq_length, dtype=torch.int64)
-        positions = torch.empty(rows, seq_length, dtype=torch.int64)
+        tokens = torch.empty(rows, share, dtype=torch.int64)
+        positions = torch.empty(rows, share, dtype=torch.int64)
         if not raw.pre_process:
             received = torch.empty(length, rows, raw.config.hidden_size, dtype=raw.config.params_dtype)
             raw.set_input_tensor(received.requires_grad_())
         with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             output = model(tokens, positions, None, labels=tokens if raw.post_process else None)
-        for p in raw.parameters():
+        for p in trainer.raw.parameters():
             kept.pop(p.untyped_storage()._cdata, None)
         kept_bytes = sum(storage.nbytes() for storage in kept.values())
         kept.clear()
         with FlopCounterMode(display=False) as backward:
             output.backward(torch.empty_like(output))
-    return StageCount(stage, forward.get_total_flops(), backward.get_total_flops(), kept_bytes)
+    return forward.get_total_flops(), backward.get_total_flops(), kept_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -37,10 +38,11 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def _head(plan: Plan) -> RenderableType:
-    a, work = plan.architecture, plan.work
+    a, work, fp8 = plan.architecture, plan.work, plan.kernels.fp8_recipe
+    precision = "bf16" if fp8 is None else f"bf16, linear layers in FP8 ({fp8})"
     grid = _grid()
     grid.add_row("model", f"{plan.model}: {plan.parameters:,} parameters, {a.family}, {a.num_layers} layers")
-    grid.add_row("GPUs", f"{plan.gpus} x {plan.gpu.name} ({plan.gpu.memory_bytes / 1e9:.0f} GB), bf16")
+    grid.add_row("GPUs", f"{plan.gpus} x {plan.gpu.name} ({plan.gpu.memory_bytes / 1e9:.0f} GB), {precision}")
     batch = f"{work.global_batch_size} rows of {work.seq_length:,} tokens, {work.micro_batch_size} per micro-batch"
     grid.add_row("step", f"{plan.tokens_per_step:,} tokens: {batch}")
     grid.add_row("run", f"{plan.train_steps:,} steps, {plan.tokens / 1e9:,.2f}B tokens")
@@ -50,15 +52,15 @@ def _head(plan: Plan) -> RenderableType:
 
 
 def _layouts(plan: Plan) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("\nlayout", no_wrap=True)
     table.add_column("recom-\npute", no_wrap=True)
-    for name in ("GB of\na rank", "params,\ngrads", "optim-\nizer", "activ-\nations", "\nother"):
+    for name in ("GB of\na rank", "model,\noptim.", "activ-\nations", "\nother"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("step\ns", "tokens/s\nper GPU", "\nMFU", "\ndays", "GPU-\nhours"):
         table.add_column(name, justify="right", no_wrap=True)
-    fitting = plan.fitting
-    for candidate in fitting[:SHOWN]:
+    fitting, shown = plan.fitting, _unlike(plan.fitting)
+    for candidate in shown[:SHOWN]:
         memory, speed = candidate.memory, plan.speed(candidate)
         if memory is None:
             continue
@@ -66,8 +68,7 @@ def _layouts(plan: Plan) -> RenderableType:
             Text(candidate.layout.describe(), "bold cyan"),
             candidate.recompute[:6],
             f"{memory.total / 1e9:.1f}",
-            f"{(memory.parameters + memory.gradients) / 1e9:.1f}",
-            f"{memory.optimizer / 1e9:.1f}",
+            f"{(memory.parameters + memory.fp8_weights + memory.gradients + memory.optimizer) / 1e9:.1f}",
             f"{(memory.activations + memory.logits) / 1e9:.1f}",
             f"{(memory.communication + memory.working + memory.reserved) / 1e9:.1f}",
             f"{speed['step_seconds']:.2f}",
@@ -78,8 +79,17 @@ def _layouts(plan: Plan) -> RenderableType:
         )
     if not fitting:
         return Text(f"No layout of {plan.gpus} {plan.gpu.name} fits.", "yellow")
-    more = f" (the fastest {SHOWN} of {len(fitting)}; all of them: --json)" if len(fitting) > SHOWN else ""
+    rest = len(fitting) - len(shown[:SHOWN])
+    more = f" (the fastest of {len(fitting)}, each with its best VPP; all of them: --json)" if rest else ""
     return Group(Text(f"Layouts that fit, by predicted speed{more}", "bold"), table)
+
+
+def _unlike(candidates: list[Candidate]) -> list[Candidate]:
+    """Without those that differ from a faster one in the parts of a virtual pipeline alone."""
+    best: dict[str, Candidate] = {}
+    for candidate in candidates:
+        best.setdefault(replace(candidate.layout, virtual_pipeline_model_parallel_size=1).describe(), candidate)
+    return list(best.values())
 
 
 def _verdict(plan: Plan, candidate: Candidate) -> RenderableType:

@@ -32,6 +32,8 @@ _GPUS = {
     "mxfp8": ((10, 0), (12, 0), "a Blackwell GPU (B200)"),
 }
 
+_EMULATE = "precision.fp8=emulate measures the recipe's effect on the loss on any machine"
+
 
 def recipes_of(capability: tuple[int, int]) -> list[str]:
     """Recipes that a GPU of this compute capability has."""
@@ -77,6 +79,23 @@ def check_precision(
     Raises:
         InputError: Naming the key, and what would work.
     """
+    check_precision_values(precision, architecture, layout, distributed_optimizer, recompute)
+    if precision.fp8 == "on":
+        _check_transformer_engine(precision, architecture, layout)
+
+
+def check_precision_values(
+    precision: PrecisionConfig,
+    architecture: Architecture,
+    layout: ParallelConfig,
+    distributed_optimizer: bool,
+    recompute: RecomputeConfig,
+) -> None:
+    """The part of `check_precision` that asks nothing of this machine; `check_fp8_on` has the rest.
+
+    Raises:
+        InputError: Naming the key, and what would work.
+    """
     _check_values(precision, architecture, layout)
     check_recomputation(precision, recompute.granularity, recompute.modules)
     if precision.fp8_param_gather and precision.fp8 != "on":
@@ -87,8 +106,6 @@ def check_precision(
         raise InputError(
             "precision.fp8_param_gather needs use_distributed_optimizer, which holds the fp32 master weights"
         )
-    if precision.fp8 == "on":
-        _check_transformer_engine(precision, architecture, layout)
 
 
 def _check_values(precision: PrecisionConfig, architecture: Architecture, layout: ParallelConfig) -> None:
@@ -116,34 +133,39 @@ def _check_values(precision: PrecisionConfig, architecture: Architecture, layout
             )
 
 
-def _check_transformer_engine(precision: PrecisionConfig, architecture: Architecture, layout: ParallelConfig) -> None:
-    emulate = "precision.fp8=emulate measures the recipe's effect on the loss on any machine"
-    if architecture.mamba is not None:
-        raise InputError(
-            "precision.fp8: on is not available for hybrids: their layers run on torch's and mamba_ssm's kernels, not "
-            f"on Transformer Engine's, and would train without FP8; leave it off ({emulate})"
-        )
-    if precision.dtype == "fp32":
-        raise InputError("precision.fp8: on goes with dtype bf16, not fp32")
-    if not cuda.has_transformer_engine():
-        reason = "there is no CUDA device" if cuda.capability() is None else "its layers cannot be imported"
-        raise InputError(
-            f"precision.fp8: on needs Transformer Engine, and {reason} ('prism-nemo doctor' says more); {emulate}"
-        )
+def check_fp8_on(
+    precision: PrecisionConfig, architecture: Architecture, layout: ParallelConfig, capability: tuple[int, int] | None
+) -> None:
+    """Refuse FP8 of Transformer Engine that a model, or a GPU of this compute capability, cannot have.
+
+    Asks nothing of the machine that it runs on, so that a plan can ask for another.
+
+    Raises:
+        InputError: Naming the key, and what would work.
+    """
+    _check_kind(precision, architecture)
     lowest, above, name = _GPUS[precision.fp8_recipe]
-    found = cuda.capability()
-    if found is None or not lowest <= found < above:
-        fitting = recipes_of(found) if found is not None else []
+    if capability is None or not lowest <= capability < above:
+        fitting = recipes_of(capability) if capability is not None else []
         raise InputError(
             f"precision.fp8_recipe: {precision.fp8_recipe} needs {name}; this one has compute capability "
-            f"{'.'.join(map(str, found or ()))}, which has {' and '.join(fitting) or 'no FP8'}"
+            f"{'.'.join(map(str, capability or ()))}, which has {' and '.join(fitting) or 'no FP8'}"
         )
     if precision.fp8_param_gather and precision.fp8_recipe == "mxfp8":
         raise InputError(
             "precision.fp8_param_gather: with mxfp8 Megatron-Core gathers weights through the gradients' memory, only "
             "with overlapped communication, which is not used here; leave it off"
         )
-    multiple = 32 if precision.fp8_recipe == "mxfp8" else 16
+    check_fp8_sizes(precision.fp8_recipe, architecture, layout)
+
+
+def check_fp8_sizes(recipe: str, architecture: Architecture, layout: ParallelConfig) -> None:
+    """Refuse sizes that FP8 products cannot have.
+
+    Raises:
+        InputError: Naming the size.
+    """
+    multiple = 32 if recipe == "mxfp8" else 16
     tp = layout.tensor_model_parallel_size
     heads = architecture.num_attention_heads + 2 * architecture.num_query_groups
     sizes = {
@@ -173,3 +195,23 @@ def megatron_fields(precision: PrecisionConfig) -> dict[str, Any]:
             fp8_amax_compute_algo=precision.fp8_amax_compute_algo,
         )
     return fields
+
+
+def _check_kind(precision: PrecisionConfig, architecture: Architecture) -> None:
+    if architecture.mamba is not None:
+        raise InputError(
+            "precision.fp8: on is not available for hybrids: their layers run on torch's and mamba_ssm's kernels, not "
+            f"on Transformer Engine's, and would train without FP8; leave it off ({_EMULATE})"
+        )
+    if precision.dtype == "fp32":
+        raise InputError("precision.fp8: on goes with dtype bf16, not fp32")
+
+
+def _check_transformer_engine(precision: PrecisionConfig, architecture: Architecture, layout: ParallelConfig) -> None:
+    _check_kind(precision, architecture)
+    if not cuda.has_transformer_engine():
+        reason = "there is no CUDA device" if cuda.capability() is None else "its layers cannot be imported"
+        raise InputError(
+            f"precision.fp8: on needs Transformer Engine, and {reason} ('prism-nemo doctor' says more); {_EMULATE}"
+        )
+    check_fp8_on(precision, architecture, layout, cuda.capability())

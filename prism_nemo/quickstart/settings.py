@@ -127,7 +127,7 @@ class PocketSettings:
                 max_new_tokens=self.max_new_tokens,
             ),
             # No KL term: the reference's forward pass costs a sixth of a step, and retention is measured directly.
-            grpo=GRPOConfig(kl_beta=0.0, normalize_advantage=False),
+            grpo=GRPOConfig(kl_beta=0.0, normalize_advantage=False, aggregation="token"),
             parallel=self.parallel(),
             optimizer=OptimizerConfig(lr=self.rl_lr, weight_decay=0.0, adam_beta2=self.rl_adam_beta2, adam_eps=1e-8),
             schedule=ScheduleConfig(lr_warmup_steps=3, decay=self.rl_decay, min_lr_ratio=0.0),

@@ -1,41 +1,88 @@
-"""Prompts, rollouts and rewards of one step."""
+"""From prompts to scored responses, and responses as tensors."""
 
 from __future__ import annotations
 
-import random
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from prism_nemo.config import RolloutConfig
 from prism_nemo.data.tokenizer import Tokenizer
-from prism_nemo.generation.sampling import Response, generate
-from prism_nemo.models.decoder import LanguageModel
-from prism_nemo.rl.rewards.task import Problem, Score, Task
+from prism_nemo.generation.requests import Request, Response, Sampler, SamplingParams
+from prism_nemo.rl.rewards.judge import Answered, Judge
+from prism_nemo.rl.rewards.task import Problem, Score
 
 
 @dataclass
 class Rollout:
-    """One response with its verdict."""
+    """One response with its verdict and what the update makes of it.
+
+    Attributes:
+        problem: The question.
+        response: What the policy wrote.
+        score: The verdict.
+        number: Of the prompt in the run's sequence of prompts.
+        reward: What the advantage is computed from: the score's reward with length shaping, or a control's.
+        advantage: Of the response within its group.
+    """
 
     problem: Problem
     response: Response
     score: Score
+    number: int = 0
+    reward: float = 0.0
+    advantage: float = 0.0
 
 
-def draw_prompts(tasks: list[Task], count: int, step: int, seed: int) -> list[Problem]:
-    """The prompts of a step, a function of (seed, step): a resumed run sees the same ones.
+def request_seed(seed: int, number: int, sample: int) -> int:
+    """Seed of one response's random numbers: of the run, the prompt and the place in the group, and nothing else.
 
-    Tasks take turns, so each has an equal share.
+    So the same responses are sampled by any number of ranks, and by a run that was resumed.
     """
-    rng = random.Random(f"prompts/{seed}/{step}")
-    return [tasks[(step * count + i) % len(tasks)].sample(rng, "train") for i in range(count)]
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{sample}".encode()).digest()[:8], "big")
+
+
+def sample_responses(
+    engine: Sampler, problems: Sequence[tuple[int, Problem]], tokenizer: Tokenizer, config: RolloutConfig, seed: int
+) -> list[Response]:
+    """Sample a group of responses to each problem; arguments are those of `roll_out`."""
+    requests = []
+    for number, problem in problems:
+        prompt = tokenizer.encode(problem.prompt)
+        for sample in range(config.group_size):
+            sampling = SamplingParams(
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                stop_ids=(tokenizer.eos_id,),
+                seed=request_seed(seed, number, sample),
+            )
+            requests.append(Request(prompt, sampling))
+    return engine.generate(requests)
+
+
+def judge_responses(
+    problems: Sequence[tuple[int, Problem]], responses: Sequence[Response], judge: Judge, tokenizer: Tokenizer
+) -> list[Rollout]:
+    """Score the responses to each problem; those of one problem stand together."""
+    group_size = len(responses) // max(1, len(problems))
+    owners = [owner for owner in problems for _ in range(group_size)]
+    answered = [
+        Answered(problem, tokenizer.decode(response.tokens), response.tokens, response.finished)
+        for (_, problem), response in zip(owners, responses, strict=True)
+    ]
+    return [
+        Rollout(problem, response, score, number, score.reward)
+        for (number, problem), response, score in zip(owners, responses, judge.score(answered), strict=True)
+    ]
 
 
 def roll_out(
-    model: LanguageModel,
-    problems: list[Problem],
-    tasks: dict[str, Task],
+    engine: Sampler,
+    problems: Sequence[tuple[int, Problem]],
+    judge: Judge,
     tokenizer: Tokenizer,
     config: RolloutConfig,
     seed: int,
@@ -43,33 +90,17 @@ def roll_out(
     """Sample a group of responses to each problem and score them.
 
     Args:
-        model: The policy; its weights are the trainer's own.
-        problems: This data-parallel rank's share of the step.
-        tasks: By name.
+        engine: Over the policy.
+        problems: This data-parallel rank's share of the step, each with its number in the run.
+        judge: Scores the responses.
         tokenizer: The model's.
         config: Group size, length, temperature.
-        seed: Of the sampling, different for each step and data-parallel rank.
+        seed: Of the run.
 
     Returns:
         ``len(problems) * group_size`` rollouts; groups stand together.
     """
-    device = next(model.parameters()).device
-    responses = generate(
-        model,
-        [tokenizer.encode(problem.prompt) for problem in problems],
-        samples_per_prompt=config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        stop_id=tokenizer.eos_id,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        generator=torch.Generator(device).manual_seed(seed),
-    )
-    rollouts = []
-    for i, response in enumerate(responses):
-        problem = problems[i // config.group_size]
-        text = tokenizer.decode(response.tokens)
-        rollouts.append(Rollout(problem, response, tasks[problem.task].score(problem, text)))
-    return rollouts
+    return judge_responses(problems, sample_responses(engine, problems, tokenizer, config, seed), judge, tokenizer)
 
 
 @dataclass
@@ -82,6 +113,9 @@ class PolicyBatch:
         mask: [B, S], 1 where the label is a response token.
         sampler_logprobs: [B, S], 0 outside the mask.
         advantages: [B].
+        weights: [B], what the loss of each token of a response weighs.
+        old_logprobs: [B, S] of the policy before the first update from these rollouts, or None.
+        reference_logprobs: [B, S], or None.
     """
 
     tokens: torch.Tensor
@@ -89,14 +123,29 @@ class PolicyBatch:
     mask: torch.Tensor
     sampler_logprobs: torch.Tensor
     advantages: torch.Tensor
+    weights: torch.Tensor
+    old_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
 
 
 def collate(
-    rollouts: list[Rollout], advantages: list[float], pad_id: int, device: torch.device, length: int | None = None
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    device: torch.device,
+    weights: Sequence[float] | None = None,
+    multiple: int = 1,
 ) -> PolicyBatch:
-    """Pad rollouts to the longest of them, or to `length`."""
+    """Pad rollouts to the longest of them.
+
+    Args:
+        rollouts: At least one.
+        pad_id: Fills what no response reaches; masked.
+        device: Of the tensors.
+        weights: One for each rollout; 1 if not given.
+        multiple: The length is a multiple of this (sequence parallelism cuts it into as many parts).
+    """
     rows = [r.response.prompt + r.response.tokens for r in rollouts]
-    width = length or max(len(row) for row in rows) - 1
+    width = -(-(max(len(row) for row in rows) - 1) // multiple) * multiple
     tokens = torch.full((len(rows), width), pad_id)
     labels = torch.full((len(rows), width), pad_id)
     mask = torch.zeros(len(rows), width)
@@ -107,7 +156,6 @@ def collate(
         labels[i, :last] = torch.tensor(row[1:])
         mask[i, first:last] = 1.0
         logprobs[i, first:last] = torch.tensor(rollout.response.logprobs)
-    return PolicyBatch(
-        tokens.to(device), labels.to(device), mask.to(device), logprobs.to(device),
-        torch.tensor(advantages, dtype=torch.float32, device=device),
-    )  # fmt: skip
+    per_row = [[r.advantage for r in rollouts], [1.0] * len(rows) if weights is None else list(weights)]
+    advantages, scale = torch.tensor(per_row, dtype=torch.float32, device=device)
+    return PolicyBatch(tokens.to(device), labels.to(device), mask.to(device), logprobs.to(device), advantages, scale)

@@ -1,166 +1,200 @@
-"""The RL stage: rollout, reward, advantage, one on-policy update; resumable at every checkpoint."""
+"""The RL stage: rollout, reward, advantage, update; resumable at every checkpoint."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
-from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.checkpoint.native import TrainState, read_architecture
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import RLConfig
 from prism_nemo.data.tokenizer import load_tokenizer
-from prism_nemo.errors import InputError
-from prism_nemo.models.build import build_model
-from prism_nemo.models.decoder import LanguageModel
-from prism_nemo.models.forward import positions
-from prism_nemo.models.recompute import check_recompute_of, recompute_fields
-from prism_nemo.precision.check import check_precision
-from prism_nemo.rl.grpo import group_advantages, policy_loss
-from prism_nemo.rl.metrics import keep_samples, metrics_line, sum_over_ranks, summarise
-from prism_nemo.rl.rewards.task import Task, task_named
-from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate, draw_prompts, roll_out
+from prism_nemo.generation.engine import Engine
+from prism_nemo.generation.vllm import VLLMEngine
+from prism_nemo.models.recompute import recompute_fields
+from prism_nemo.rl.check import check
+from prism_nemo.rl.collect import Collected, Collector, sum_over_ranks
+from prism_nemo.rl.metrics import keep_samples, metrics_line, summarise
+from prism_nemo.rl.parity import check_gap, check_parity
+from prism_nemo.rl.prompts import PromptStream
+from prism_nemo.rl.reference import Reference
+from prism_nemo.rl.rewards.judge import Judge
+from prism_nemo.rl.rewards.task import Task
+from prism_nemo.rl.scoring import length_fields
+from prism_nemo.rl.store import RolloutStore
+from prism_nemo.rl.update import Updater, update_values
 from prism_nemo.run import RunDirectory, last_value
-from prism_nemo.runtime import start, stop
-from prism_nemo.training.guards import StepGuard, check_guards, check_replicas
-from prism_nemo.training.layout import check_layout
-from prism_nemo.training.monitors import check_monitors, listen
+from prism_nemo.runtime import Runtime, start, stop
+from prism_nemo.training.guards import StepGuard, check_replicas
+from prism_nemo.training.monitors import listen
 from prism_nemo.training.progress import Progress
 from prism_nemo.training.schedule import learning_rate
-from prism_nemo.training.stage import begin, check_stage, end_step
+from prism_nemo.training.stage import begin, end_step
 from prism_nemo.training.stopping import StopRequest
-from prism_nemo.training.trainer import Trainer
+from prism_nemo.training.trainer import StepResult, Trainer
 from prism_nemo.training.watch import Watchdog
 
-# fp32 log-probabilities of sampler and trainer differ by rounding, 1e-6 per token; a wrong position, mask or cache
-# shows at 1e-2 and above. bf16 kernels differ by up to 1e-2. Above this the stage refuses to start.
-PARITY_LIMIT = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+__all__ = ["check", "train"]
 
 
-def check(config: RLConfig) -> list[Task]:
-    """Everything that can be refused before processes start.
+class Session:
+    """One start of the stage: what its steps share. `train` drives it; the benchmark takes single steps."""
 
-    Raises:
-        InputError: Naming the key and what would work.
-    """
-    check_stage(config, "rollout.prompts_per_step", "rollout.max_new_tokens")
-    if not config.tasks:
-        raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
-    tasks = [task_named(name) for name in config.tasks]
-    architecture = read_architecture(Path(config.init_from))
-    layout = config.parallel
-    check_layout(architecture, layout, config.use_distributed_optimizer)
-    check_recompute_of(config.recompute, architecture, layout, config.precision)
-    check_precision(config.precision, architecture, layout, config.use_distributed_optimizer, config.recompute)
-    if config.precision.fp8 != "off":
-        # Rollouts decode from the weights without FP8 (generation/layers.py): another policy than the one trained.
-        raise InputError(
-            f"precision.fp8: {config.precision.fp8} is not available for RL: rollouts are sampled without FP8, and "
-            "every update would follow another policy than the sampled one; leave it off"
+    def __init__(
+        self, config: RLConfig, tasks: Sequence[Task], saver: Saver, judge: Judge, runtime: Runtime, stage: str
+    ) -> None:
+        self.config, self.saver, self.stage, self.runtime = config, saver, stage, runtime
+        self.tokenizer = load_tokenizer(config.tokenizer)
+        architecture = read_architecture(Path(config.init_from))
+        self.run = RunDirectory(config.run_dir, writes=runtime.is_main)
+        self.trainer = Trainer(
+            architecture,
+            runtime,
+            config.optimizer,
+            architecture.max_position_embeddings,
+            config.use_distributed_optimizer,
+            **length_fields(config.parallel),
+            **recompute_fields(config.recompute),
         )
-    if layout.pipeline_model_parallel_size > 1:
-        raise InputError("parallel.pipeline_model_parallel_size: rollouts need 1; use tensor or data parallelism")
-    check_guards(config.guards)
-    check_monitors(config.monitor)
-    if config.guards.spike == "rollback":
-        raise InputError("guards.spike: an RL stage samples anew and has no data to leave out; use off, warn or skip")
-    if config.rollout.prompts_per_step % layout.data_parallel_size:
-        raise InputError(
-            f"rollout.prompts_per_step {config.rollout.prompts_per_step} is not a multiple of "
-            f"parallel.data_parallel_size {layout.data_parallel_size}"
+        self.state, self.saved = begin("rl", config, self.run, self.trainer, saver)
+        first_of_rank = (
+            parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
         )
-    if layout.context_parallel_size > 1 or layout.overlap_grad_reduce:
-        raise InputError(
-            "parallel.context_parallel_size, parallel.overlap_grad_reduce: responses have any length and ranks any "
-            "number of micro-batches; RL runs with 1 and without overlap; use tensor or data parallelism"
+        self.store = RolloutStore(
+            self.run.path, parallel_state.get_data_parallel_rank(), first_of_rank and config.keep_rollouts == "all"
         )
-    if layout.sequence_parallel:
-        raise InputError("parallel.sequence_parallel: responses have any length; RL runs without it")
-    if config.rollout.group_size < 2:
-        raise InputError("rollout.group_size: a group of fewer than 2 responses has no relative advantage")
-    if config.rollout.temperature != 1.0 or config.rollout.top_p != 1.0:
-        # The loss compares log-probabilities of the policy itself with those of the sampler; tokens drawn from another
-        # distribution would get an importance weight that does not know of it.
-        raise InputError(
-            f"rollout.temperature {config.rollout.temperature}, rollout.top_p {config.rollout.top_p}: training needs "
-            "samples of the policy itself, temperature 1 and top_p 1"
+        self.store.truncate(self.state.step)
+        self.reference = None
+        if config.grpo.kl_beta > 0:
+            folder = self.run.path / "reference"
+            self.reference = Reference(self.trainer, config.grpo, Path(config.init_from), folder, self.state)
+        stream = PromptStream(tasks, config.seed, config.task_shares)
+        self.vllm = self._vllm() if config.rollout.backend == "vllm" else None
+        engine = self.vllm or Engine(self.trainer.raw)
+        self.collector = Collector(config, stream, engine, judge, self.tokenizer)
+        self.updater = Updater(config, self.trainer, self.reference, self.tokenizer.pad_id)
+        self.guard = StepGuard(config.guards, self.state, self.run)
+        self.progress = Progress(stage, config.train_steps, self.state.step, runtime.is_main)
+        self.first_step = self.state.step
+        self.reward = last_value(self.run.metrics_path, "reward")
+
+    def step(self) -> None:
+        """Sample, score, update, report; moves the state."""
+        config, state = self.config, self.state
+        clock: dict[str, float] = {}
+        began = mark = time.perf_counter()
+
+        def lap(name: str) -> None:
+            nonlocal mark
+            now = time.perf_counter()
+            clock[name], mark = now - mark, now
+
+        if self.vllm is not None:
+            # Here and not after the update: also the first step of a start, which may go on from a checkpoint.
+            self.vllm.refit(self.trainer.raw)
+            lap("refit_seconds")
+        self.trainer.model.eval()
+        collected = self.collector.collect(state)
+        self.trainer.model.train()
+        clock["reward_seconds"] = self.collector.reward_seconds
+        lap("sampling_seconds")
+        clock["sampling_seconds"] -= clock["reward_seconds"]
+        if state.step == self.first_step:
+            batches = self.updater.micro_batches(collected.sampled)
+            gap = check_parity(self.trainer, collected.sampled, batches, config.rollout.backend)
+            self.run.record({"event": "parity", "step": state.step + 1, "logprob_gap": gap})
+            lap("parity_seconds")
+        means = sum_over_ranks(summarise(collected, config.rollout.group_size))
+        self._tell_failures(means)
+        lr = learning_rate(config.schedule, config.optimizer.lr, state.step, config.train_steps)
+        self.trainer.set_learning_rate(lr)
+        prepared = self.updater.prepare(collected.used, collected.sampled[0])
+        lap("scoring_seconds")
+        results = self._update(prepared, int(means["responses"]))
+        lap("update_seconds")
+        state.step += 1
+        if self.reference is not None:
+            self.reference.update(state)
+        state.consumed_samples += int(means["responses"])
+        state.consumed_tokens += int(means["response_tokens"])
+        clock["step_seconds"] = time.perf_counter() - began
+        state.seconds += clock["step_seconds"]
+        self._report(collected, means, results, lr, clock)
+
+    def _tell_failures(self, means: dict[str, float]) -> None:
+        failed = {name[7:]: int(count) for name, count in means.items() if name.startswith("failed/")}
+        if failed:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in failed.items())
+            self.progress.say(
+                f"step {self.state.step + 1}: {sum(failed.values())} of {int(means['responses'])} responses have no "
+                f"verdict ({kinds}); they do not take part in the advantage"
+            )
+
+    def _vllm(self) -> VLLMEngine:
+        model, rollout = self.trainer.raw, self.config.rollout
+        positions = model.architecture.max_position_embeddings
+        folder = self.run.path / "vllm"
+        return VLLMEngine(model, folder, self.runtime.dtype, positions, rollout.vllm_memory_share)
+
+    def _judge(self, sums: dict[str, float], grad_norm: float) -> str | None:
+        check_gap(sums, self.runtime.dtype, self.state.step + 1)
+        return self.guard.judge(sums, grad_norm)
+
+    def _update(self, prepared: list[Any], responses: int) -> list[StepResult]:
+        results = []
+        for _ in range(self.config.grpo.epochs):
+            for mini in prepared:
+                result = self.updater.step(mini, self._judge)
+                loss = result.sums["loss"] / max(result.sums["tokens"], 1)
+                first = self.state.consumed_samples
+                news = self.guard.settle(self.state.step + 1, first, responses, loss, result.grad_norm)
+                if news is not None:
+                    self.progress.say(news)
+                results.append(result)
+        return results
+
+    def _report(
+        self,
+        collected: Collected,
+        means: dict[str, float],
+        results: list[StepResult],
+        lr: float,
+        clock: dict[str, float],
+    ) -> None:
+        state, config = self.state, self.config
+        self.reward = means["score"] / means["responses"]
+        self.store.write(state.step, collected.sampled, self.tokenizer)
+        if state.step % config.log_interval == 0 or state.step == config.train_steps:
+            line = metrics_line(state, means, update_values(results), lr, clock, config.control)
+            if config.grpo.dynamic_sampling:
+                line["sampling_rounds"] = collected.rounds
+            self.run.log(line)
+            keep_samples(self.run, state.step, collected.sampled, self.tokenizer)
+        length = means["response_tokens"] / means["responses"]
+        speed = state.consumed_samples / state.seconds
+        self.progress.update(state.step, f"reward {self.reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
+
+    def end_step(self, request: StopRequest) -> None:
+        """Save or stop where that is due."""
+        saving = []
+
+        def before_save() -> None:
+            saving.append(True)
+            if self.reference is not None:
+                self.reference.save(self.state)
+
+        saved = end_step(
+            self.stage, self.config, self.run, self.trainer, self.state, request, self.saver, before_save=before_save
         )
-    if config.rollout.max_new_tokens >= architecture.max_position_embeddings:
-        raise InputError(
-            f"rollout.max_new_tokens {config.rollout.max_new_tokens} leaves no room for a prompt within the model's "
-            f"{architecture.max_position_embeddings} positions"
-        )
-    if config.grpo.kl_beta < 0:
-        raise InputError(f"grpo.kl_beta: {config.grpo.kl_beta} is negative; 0 means no KL term")
-    vocab = load_tokenizer(config.tokenizer).vocab_size
-    if vocab > architecture.vocab_size:
-        raise InputError(f"{config.tokenizer}: {vocab} tokens, but the model has {architecture.vocab_size}")
-    return tasks
-
-
-def token_logprobs(model: torch.nn.Module, batch: PolicyBatch) -> torch.Tensor:
-    """[B, S] log-probabilities of the labels, through tensor-parallel ranks."""
-    return -model(batch.tokens, positions(batch.tokens), None, labels=batch.labels)
-
-
-def _micro_batches(
-    rollouts: list[Rollout], advantages: list[float], config: RLConfig, pad_id: int, device: torch.device
-) -> list[PolicyBatch]:
-    """Responses that have a gradient, sorted by length so that little is padding.
-
-    Without a KL term a response of zero advantage has none, and its tokens stay out of the denominator; with one, every
-    response is held to the reference.
-    """
-    kept = [i for i in range(len(rollouts)) if advantages[i] != 0.0 or config.grpo.kl_beta > 0]
-    kept.sort(key=lambda i: len(rollouts[i].response.prompt) + len(rollouts[i].response.tokens))
-    size = config.micro_batch_size
-    batches = []
-    for first in range(0, len(kept), size):
-        rows = kept[first : first + size]
-        batches.append(collate([rollouts[i] for i in rows], [advantages[i] for i in rows], pad_id, device))
-    return batches
-
-
-@torch.no_grad()
-def check_parity(trainer: Trainer, rollouts: list[Rollout], micro_batch_size: int, pad_id: int) -> None:
-    """Compare the sampler's log-probabilities with the trainer's before the first update; every rank calls this.
-
-    Raises:
-        InputError: If they part: every update would then follow another policy than the one that was sampled.
-    """
-    device, limit = trainer.runtime.device, PARITY_LIMIT[trainer.runtime.dtype]
-    sums = {"gap": 0.0, "tokens": 0.0}
-    for first in range(0, len(rollouts), micro_batch_size):
-        part = rollouts[first : first + micro_batch_size]
-        batch = collate(part, [0.0] * len(part), pad_id, device)
-        gap = (token_logprobs(trainer.model, batch).float() - batch.sampler_logprobs).abs() * batch.mask
-        sums["gap"] += float(gap.sum())
-        sums["tokens"] += float(batch.mask.sum())
-    sums = sum_over_ranks(sums)
-    mean = sums["gap"] / sums["tokens"]
-    if not mean <= limit:  # also where it is not a number
-        raise InputError(
-            f"sampler and trainer disagree: mean log-probability gap {mean:.2e} per token on the first batch (limit "
-            f"{limit:.0e}); updates would not follow the sampled policy"
-        )
-
-
-class _Reference:
-    """The policy that the KL term holds on to: a frozen copy of the starting weights."""
-
-    def __init__(self, trainer: Trainer, init_from: Path) -> None:
-        self.model: LanguageModel = build_model(trainer.architecture, trainer.runtime, trainer.raw.max_sequence_length)
-        load(init_from, self.model)
-        self.model.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def logprobs(self, batch: PolicyBatch) -> torch.Tensor:
-        return token_logprobs(self.model, batch).float()
+        self.saved = saved or self.saved
+        if saving and self.reference is not None:
+            # Not before: until a new save begins, the one before it may still be on its way to disk.
+            self.reference.remove_unused(self.run.checkpoints)
 
 
 def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
@@ -176,108 +210,27 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
     Raises:
         StoppedEarly: On a signal or the time limit, after saving.
         InputError: If sampler and trainer disagree on the first batch.
-        PrismError: If a number stops being finite, or a save fails.
+        PrismError: If a number stops being finite, sampler and trainer part later on, or a save fails.
     """
     saver = Saver(config.checkpoint)  # forks its writer, so before there are threads and process groups
-    runtime = start(config.parallel, config.seed, precision=config.precision)
     tasks = check(config)
-    by_name = {task.name: task for task in tasks}
     tokenizer = load_tokenizer(config.tokenizer)
-    architecture = read_architecture(Path(config.init_from))
-    run = RunDirectory(config.run_dir, writes=runtime.is_main)
-    trainer = Trainer(
-        architecture,
-        runtime,
-        config.optimizer,
-        architecture.max_position_embeddings,
-        config.use_distributed_optimizer,
-        **recompute_fields(config.recompute),
-    )
-    state, saved = begin("rl", config, run, trainer, saver)
-    reference = _Reference(trainer, Path(config.init_from)) if config.grpo.kl_beta > 0 else None
-
-    dp_rank, dp_size = parallel_state.get_data_parallel_rank(), config.parallel.data_parallel_size
-    share = config.rollout.prompts_per_step // dp_size
-    group = config.rollout.group_size
-    progress = Progress(stage, config.train_steps, state.step, runtime.is_main)
-    first_step, reward = state.step, last_value(run.metrics_path, "reward")
-
-    def forward_step(batches: Iterator[PolicyBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-        batch = next(batches)
-        logprobs = token_logprobs(model, batch)
-
-        def loss_of(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            ref = reference.logprobs(batch) if reference is not None else None
-            result = policy_loss(
-                output.float(), batch.sampler_logprobs, batch.advantages, batch.mask, config.grpo, None, ref
-            )
-            return result.loss, batch.mask.sum().to(torch.int), result.sums
-
-        return logprobs, loss_of
-
-    guard = StepGuard(config.guards, state, run)
-    with (
-        StopRequest(config.max_seconds, runtime.device) as request,
-        Watchdog(config.guards.watchdog_seconds, runtime.rank) as watchdog,
-        saver,
-        ExitStack() as ending,
-    ):
-        ending.callback(listen(run, config, config.monitor, state.step).close)
+    end = tokenizer.decode([tokenizer.eos_id])
+    judge = Judge(config.rewards, {task.name: task for task in tasks}, config.rollout.max_new_tokens, end)
+    with ExitStack() as ending:
+        ending.enter_context(judge)
+        runtime = start(config.parallel, config.seed, precision=config.precision)
+        session = Session(config, tasks, saver, judge, runtime, stage)
+        request = ending.enter_context(StopRequest(config.max_seconds, runtime.device))
+        watchdog = ending.enter_context(Watchdog(config.guards.watchdog_seconds, runtime.rank))
+        ending.enter_context(saver)
+        ending.callback(listen(session.run, config, config.monitor, session.state.step).close)
+        state: TrainState = session.state
         while state.step < config.train_steps:
             watchdog.alive(f"step {state.step + 1}")
-            began = time.perf_counter()
-            step = state.step
-            problems = draw_prompts(tasks, config.rollout.prompts_per_step, step, config.seed)
-            mine = problems[dp_rank * share : (dp_rank + 1) * share]
-            seed = (config.seed * 1_000_003 + step) * 1009 + dp_rank
-            trainer.model.eval()
-            rollouts = roll_out(trainer.raw, mine, by_name, tokenizer, config.rollout, seed)
-            trainer.model.train()
-            sampled = time.perf_counter()
-            if step == first_step:
-                check_parity(trainer, rollouts, config.micro_batch_size, tokenizer.pad_id)
-            rewards = torch.tensor([r.score.reward for r in rollouts])
-            advantages = group_advantages(rewards, group, config.grpo.normalize_advantage).tolist()
-            batches = _micro_batches(rollouts, advantages, config, tokenizer.pad_id, runtime.device)
-            means = sum_over_ranks({**summarise(rollouts, group), "batches": len(batches)})
-            lr = learning_rate(config.schedule, config.optimizer.lr, step, config.train_steps)
-            trainer.set_learning_rate(lr)
-            result = None
-            if means["batches"] > 0:
-                # A rank without a live group joins the update with one response of no weight: all reduce together.
-                batches = batches or [_no_weight(rollouts[:1], tokenizer.pad_id, runtime.device)]
-                result = trainer.step(
-                    forward_step,
-                    iter(batches),
-                    len(batches),
-                    config.micro_batch_size,
-                    batches[0].tokens.shape[1],
-                    guard.judge,
-                )
-                loss = result.sums["loss"] / max(result.sums["tokens"], 1)
-                news = guard.settle(step + 1, state.consumed_samples, int(means["responses"]), loss, result.grad_norm)
-                if news is not None:
-                    progress.say(news)
-            seconds = time.perf_counter() - began
-            state.step += 1
-            state.consumed_samples += int(means["responses"])
-            state.consumed_tokens += int(means["response_tokens"])
-            state.seconds += seconds
-            reward = means["reward"] / means["responses"]
-            if state.step % config.log_interval == 0 or state.step == config.train_steps:
-                run.log(metrics_line(state, means, result, lr, sampled - began, seconds))
-                keep_samples(run, state.step, rollouts, tokenizer)
-            length = means["response_tokens"] / means["responses"]
-            speed = state.consumed_samples / state.seconds
-            progress.update(state.step, f"reward {reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
+            session.step()
             if config.guards.replica_check_interval and state.step % config.guards.replica_check_interval == 0:
-                check_replicas(trainer.raw, state.step)
-            saved = end_step(stage, config, run, trainer, state, request, saver) or saved
+                check_replicas(session.trainer.raw, state.step)
+            session.end_step(request)
     stop()
-    return {"step": state.step, "reward": reward, "seconds": state.seconds, "checkpoint": str(saved)}
-
-
-def _no_weight(rollouts: list[Rollout], pad_id: int, device: torch.device) -> PolicyBatch:
-    batch = collate(rollouts, [0.0] * len(rollouts), pad_id, device)
-    batch.mask.zero_()
-    return batch
+    return {"step": state.step, "reward": session.reward, "seconds": state.seconds, "checkpoint": str(session.saved)}

@@ -59,6 +59,7 @@ TRANSFORMER_ENGINE = Package("Transformer Engine", "transformer_engine.pytorch",
 APEX = Package("Apex", "apex.optimizers", "FusedAdam", "apex")
 MAMBA_SSM = Package("mamba_ssm", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", "mamba-ssm")
 CAUSAL_CONV1D = Package("causal_conv1d", "causal_conv1d", "causal_conv1d_fn", "causal-conv1d")
+VLLM = Package("vLLM", "vllm", "LLM", "vllm")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ from typing import Any
 import psutil
 import torch
 
+from prism_nemo.errors import InputError
 from prism_nemo.precision.check import recipes_of
+from prism_nemo.rl.rewards.sandbox import MODES, Sandbox
 from prism_nemo.runtime.detect import (
     APEX,
     CAUSAL_CONV1D,
     MAMBA_SSM,
     TRANSFORMER_ENGINE,
+    VLLM,
     Finding,
     Package,
     look,
@@ -39,6 +42,7 @@ _PACKAGES: dict[Package, tuple[str, str]] = {
     MAMBA_SSM: ("recurrence of hybrids on GPUs", "pip install --no-build-isolation mamba-ssm"),
     CAUSAL_CONV1D: ("convolution of hybrids on GPUs", "pip install --no-build-isolation causal-conv1d"),
     FLASH_ATTN: ("Transformer Engine's attention", "pip install --no-build-isolation flash-attn"),
+    VLLM: ("rollouts on GPUs, if rollout.backend=vllm", "pip install 'prism-nemo[vllm]'"),
     Package("NeMo-Run", "nemo_run", "SlurmExecutor", "nemo-run"): ("launching", "pip install 'prism-nemo[nemo]'"),
     Package("TensorBoard", "tensorboard", "summary", "tensorboard"): ("monitoring", "pip install tensorboard"),
     Package("Weights & Biases", "wandb", "init", "wandb"): ("monitoring", "pip install wandb"),
@@ -128,7 +132,7 @@ def diagnose() -> Diagnosis:
         _machine(),
         [_device(index) for index in range(torch.cuda.device_count())] if cuda else [],
         [*items, *(_tool(command) for command in _TOOLS)],
-        kernels(cuda, usable),
+        [*kernels(cuda, usable), _sandbox()],
         _fp8(cuda, usable),
     )
 
@@ -171,6 +175,21 @@ def kernels(cuda: bool, usable: set[str]) -> list[Kernel]:
     return [Kernel(*row) for row in rows]
 
 
+def _sandbox() -> Kernel:
+    """Which sandbox code rewards would have, decided by running a program in it."""
+    problems = []
+    for mode in MODES:
+        try:
+            with Sandbox(mode=mode, ready=0, warn=False) as sandbox:
+                sandbox.check()
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        name = mode if mode == MODES[0] else f"{mode}, which is weaker and must be chosen: rewards.sandbox={mode}"
+        return Kernel("sandbox of code rewards", name, "; ".join(problems) or "a program ran in it")
+    return Kernel("sandbox of code rewards", "none: code rewards are refused", "; ".join(problems))
+
+
 def _machine() -> dict[str, str]:
     memory = psutil.virtual_memory().total / 2**30
     return {
@@ -202,7 +221,7 @@ def _item(finding: Finding, cuda: bool) -> Item:
         problem = f"another project of that name ({problem})"
         install = f"pip uninstall apex (Megatron-Core takes it for NVIDIA's); if wanted, {install}"
     wanted = cuda or package not in _NEEDS_GPU
-    if package is FLASH_ATTN or use == "monitoring":
+    if package in (FLASH_ATTN, VLLM) or use == "monitoring":
         wanted = False
     return Item(package.name, finding.status, finding.version, package.deciding, use, problem, install, wanted)
 

@@ -159,9 +159,10 @@ class _Session:
         began = time.perf_counter()
         lr = learning_rate(config.schedule, config.optimizer.lr, state.step, config.train_steps)
         self.trainer.set_learning_rate(lr)
-        result = self.trainer.step(
-            forward_step, self.stream, self.feed.micro_batches, *micro_batch_shape(config), self.guard.judge
-        )
+        with self.times.step():
+            result = self.trainer.step(
+                forward_step, self.stream, self.feed.micro_batches, *micro_batch_shape(config), self.guard.judge
+            )
         loss = result.sums["loss"] / max(result.sums["tokens"], 1)
         first_sample = state.consumed_samples
         news = self.guard.settle(state.step + 1, first_sample, config.global_batch_size, loss, result.grad_norm)
@@ -169,7 +170,6 @@ class _Session:
             self.progress.say(news)
         seconds = time.perf_counter() - began
         tokens = self.feed.account(result)
-        self.times.step()
         state.step += 1
         state.consumed_samples += config.global_batch_size
         state.consumed_tokens += tokens

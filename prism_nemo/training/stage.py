@@ -6,6 +6,7 @@ Mid-training and reinforcement learning differ in what a step is; everything aro
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,10 +170,12 @@ def end_step(
     state: TrainState,
     request: StopRequest,
     saver: Saver | None = None,
+    before_save: Callable[[], None] | None = None,
 ) -> Path | None:
     """Save if a checkpoint is due, the stage is done, or it was asked to stop; every rank calls this after each step.
 
     A checkpoint in the middle of a stage is written in the background, if the saver can; the last one is waited for.
+    `before_save` writes what the checkpoint refers to.
 
     Returns:
         The checkpoint that was saved, or None.
@@ -187,6 +190,8 @@ def end_step(
     stopping = not done and request.agreed()
     if not (stopping or done or state.step % config.checkpoint.save_interval == 0):
         return None
+    if before_save is not None:
+        before_save()
     path = step_directory(run.checkpoints, state.step)
     saved = saver.save(path, trainer, state, {"stage": stage}, background=not (stopping or done))
     if stopping:

@@ -20,6 +20,7 @@ from megatron.core.transformer.module import Float16Module
 from prism_nemo.config import OptimizerConfig
 from prism_nemo.models.build import build_parts
 from prism_nemo.models.family import Architecture
+from prism_nemo.models.layers.mamba import MambaMixer
 from prism_nemo.models.parts import ModelParts
 from prism_nemo.runtime import Runtime
 
@@ -96,6 +97,8 @@ class Trainer:
         self.model = self.parts[0]
         for part in self.parts:
             part.broadcast_params()
+            if layout.overlap_param_gather:
+                _gather_mixers_whole(part)
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -240,6 +243,23 @@ class Trainer:
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
+
+
+def _gather_mixers_whole(part: DistributedDataParallel) -> None:
+    """Let a mixer wait for all of its weights before it runs.
+
+    With overlap_param_gather Megatron waits for the weights of a module when that module is called
+    (distributed_data_parallel.py:383). A mixer reads the weights of its convolution, and at some tensor-parallel sizes
+    of its projection, without calling them: it would run the first micro-batch of a step on those of the step before.
+    """
+
+    def wait(mixer: torch.nn.Module, *_: Any) -> None:
+        for parameter in mixer.parameters():
+            part.param_to_bucket_group[parameter].finish_param_sync()
+
+    for module in part.modules():
+        if isinstance(module, MambaMixer):
+            module.register_forward_pre_hook(wait)
 
 
 def _kept(batch: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import torch
@@ -71,50 +73,66 @@ class RankTimes:
     """Finds the rank that the others wait for.
 
     All ranks finish a step together, because they wait for each other, so step times tell nothing. What tells is how
-    long each was busy itself: on a CPU the processor time of the process (waiting takes none), on a GPU the time of a
-    product of matrices of its own, without any communication.
+    long each was busy itself: on a CPU the processor time of the process inside its steps (waiting takes none), on a
+    GPU the time of a product of matrices of its own, without any communication.
+
+    What only the first rank does between steps (log, monitors, manifests) is no sign of a slow machine and does not
+    count. A page cache that is cold, or another program for a second, makes any rank slow once: a rank is named when
+    it is slow in two windows in a row.
 
     Args:
         device: Of this process.
-        ratio: A rank that is busy for so many times the median is named.
+        ratio: A rank that is busy for so many times the median is slow.
     """
 
     def __init__(self, device: torch.device, ratio: float) -> None:
         self._device, self._ratio = device, ratio
-        self._began, self._steps = time.process_time(), 0
+        self._seconds, self._steps = 0.0, 0
+        self._slow: int | None = None
 
-    def step(self) -> None:
-        """A step was made."""
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step: its batches, its passes and its update."""
+        began = time.process_time()
+        yield
+        self._seconds += time.process_time() - began
         self._steps += 1
 
     def slowest(self) -> tuple[dict[str, float], str | None]:
-        """Compares the ranks over the steps since the last call; every rank calls this.
+        """Compares the ranks over the window of steps since the last call; every rank calls this.
 
         Returns:
-            For the log `busy_seconds` (median) and `busy_seconds_max`; and a warning that names a slow rank, or None.
+            For the log `busy_seconds` (median) and `busy_seconds_max`; and a warning that names a rank that was slow in
+            this window and in the one before, or None.
         """
         mine = self._busy()
-        self._began, self._steps = time.process_time(), 0
+        self._seconds, self._steps = 0.0, 0
         if dist.get_world_size() == 1:
             return {}, None
         everyone = [torch.zeros(1, dtype=torch.float64, device=self._device) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, torch.tensor([mine], dtype=torch.float64, device=self._device))
-        seconds = [value.item() for value in everyone]
+        return self._compare([value.item() for value in everyone])
+
+    def _compare(self, seconds: list[float]) -> tuple[dict[str, float], str | None]:
         # The lower of the two middle ones: of two ranks, the faster sets what is usual.
         usual, worst = statistics.median_low(seconds), max(seconds)
         values = {"busy_seconds": usual, "busy_seconds_max": worst}
+        before, self._slow = self._slow, None
         if worst <= self._ratio * usual:
             return values, None
-        rank = seconds.index(worst)
+        rank = self._slow = seconds.index(worst)
+        if rank != before:
+            return values, None
         return values, (
-            f"rank {rank} is busy for {worst:.3g} s a step, {worst / usual:.1f} times as long as most; the others wait "
-            "for it. Look at its machine (heat, another job, a throttled card) or its share of the model"
+            f"rank {rank} is busy for {worst:.3g} s a step, {worst / usual:.1f} times as long as most, for the second "
+            "time in a row; the others wait for it. Look at its machine (heat, another job, a throttled card) or its "
+            "share of the model"
         )
 
     def _busy(self) -> float:
         if self._device.type == "cuda":
             return _probe(self._device)
-        return (time.process_time() - self._began) / max(1, self._steps)
+        return self._seconds / max(1, self._steps)
 
 
 def _probe(device: torch.device) -> float:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
-from prism_nemo.evaluation import tasks as module
 from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
-from prism_nemo.generation.sampling import Response
+from prism_nemo.generation.engine import Engine
+from prism_nemo.generation.requests import Request, Response
 from prism_nemo.models.build import build_model
 from prism_nemo.models.family import parameter_count, read_hf_config
 from prism_nemo.models.forward import forward_logits
-from prism_nemo.rl import rollout as rollout_module
 from prism_nemo.rl.rewards.task import CLOSE, task_named
-from prism_nemo.rl.rollout import Rollout
 from prism_nemo.runtime import start, stop
 
 
@@ -39,39 +37,54 @@ def direct_loss(checkpoint: str, data: str, source: str, rows: int, seq_length: 
 
 def evaluate_a_model_that_is_right_every_other_time(config: EvaluationConfig, checkpoint: str) -> dict[str, Any]:
     """The evaluation with a sampler that writes the right answer to every second question."""
-    tokenizer = load_tokenizer(config.tokenizer)
+    known = _known_answers(config)
+    order = {prompt: i for i, prompt in enumerate(known)}
 
-    def roll_out(model: Any, problems: Any, tasks: Any, *_: Any) -> list[Rollout]:
-        found = []
-        for i, problem in enumerate(problems):
-            answer = problem.answer if i % 2 == 0 else "wrong"
-            ids = [*tokenizer.encode(f"{CLOSE}{answer}"), tokenizer.eos_id]
-            score = tasks[problem.task].score(problem, tokenizer.decode(ids))
-            found.append(Rollout(problem, Response([1], ids, [0.0] * len(ids), True), score))
-        return found
+    def right(prompt: tuple[int, ...], _: float) -> bool:
+        return order[prompt] % 2 == 0
 
-    module.roll_out = roll_out  # type: ignore[assignment]
-    torch.manual_seed(0)
-    return evaluate_checkpoint(config, checkpoint)
+    return _evaluate(config, checkpoint, known, right)
 
 
 def evaluate_with_known_answers(
     config: EvaluationConfig, checkpoint: str, temperatures: tuple[float, ...] = (0.0, 1.0)
 ) -> dict[str, Any]:
     """The evaluation with a sampler that has the answers to the test questions, and only at some temperatures."""
+    known = _known_answers(config)
+    return _evaluate(config, checkpoint, known, lambda prompt, temperature: temperature in temperatures)
+
+
+def _known_answers(config: EvaluationConfig) -> dict[tuple[int, ...], list[int]]:
     tokenizer = load_tokenizer(config.tokenizer)
     known = {}
     for name in config.tasks:
         for problem in task_named(name).distinct(config.questions, "test", config.seed):
             written = problem.document[len(problem.prompt) :]
             known[tuple(tokenizer.encode(problem.prompt))] = [*tokenizer.encode(written), tokenizer.eos_id]
+    return known
 
-    def generate(model: Any, prompts: list[list[int]], *, temperature: float, **_: Any) -> list[Response]:
-        knows = known if temperature in temperatures else {}
-        answers = [knows.get(tuple(prompt), [tokenizer.eos_id]) for prompt in prompts]
-        return [Response(prompt, ids, [0.0] * len(ids), True) for prompt, ids in zip(prompts, answers, strict=True)]
 
-    rollout_module.generate = generate
+def _evaluate(
+    config: EvaluationConfig,
+    checkpoint: str,
+    known: dict[tuple[int, ...], list[int]],
+    right: Callable[[tuple[int, ...], float], bool],
+) -> dict[str, Any]:
+    tokenizer = load_tokenizer(config.tokenizer)
+    wrong = [*tokenizer.encode(f"{CLOSE}wrong"), tokenizer.eos_id]
+
+    def generate(_: Engine, requests: list[Request]) -> list[Response]:
+        responses = []
+        for request in requests:
+            prompt = tuple(request.prompt)
+            if prompt not in known:
+                ids = [tokenizer.eos_id]
+            else:
+                ids = known[prompt] if right(prompt, request.sampling.temperature) else wrong
+            responses.append(Response(request.prompt, ids, [0.0] * len(ids), True))
+        return responses
+
+    Engine.generate = generate  # type: ignore[method-assign]
     return evaluate_checkpoint(config, checkpoint)
 
 

@@ -160,9 +160,3 @@ def stopped_at_each_place(
     places = [place for place in range(count) if tokens[place] not in tokens[:place]]
     stopped = {place: lengths(model, prompts, count, tokens[place])[0] for place in places}
     return free, stopped, lengths(model, prompts, 1, 0)
-
-
-def generate_over_pipeline(hf_dir: str) -> None:
-    """Must be refused."""
-    model = load_model(hf_dir, start(ParallelConfig(pipeline_model_parallel_size=2), seed=0))
-    lengths(model, [[3, 4]], 2, 1)

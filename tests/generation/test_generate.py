@@ -14,7 +14,6 @@ import torch
 from generation_workers import (
     against_full_forward,
     first_tokens,
-    generate_over_pipeline,
     in_one_process,
     lengths,
     repeats,
@@ -25,7 +24,7 @@ from tiny_training import write_llama
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
-from prism_nemo.generation.sampling import _nucleus
+from prism_nemo.generation.choose import restrict
 from prism_nemo.runtime.launch import launch
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -178,19 +177,14 @@ def test_first_tokens_follow_the_softmax(temperature: float, top_p: float, model
     [(0.01, {2}), (0.49, {2}), (0.51, {2, 0}), (0.79, {2, 0}), (0.81, {2, 0, 3}), (0.99, {0, 1, 2, 3})],
 )
 def test_nucleus_keeps_the_smallest_set_with_the_token_that_crosses(top_p: float, kept: set[int]) -> None:
-    logits = torch.tensor([[0.3, 0.05, 0.5, 0.15], [0.05, 0.15, 0.3, 0.5]]).log()
-    inside = _nucleus(logits, top_p)
-    assert set(inside[0].isfinite().nonzero()[:, 0].tolist()) == kept
-    assert inside[1].isfinite().sum() == len(kept)  # each row has its own set
-    assert inside[0][inside[0].isfinite()].tolist() == logits[0][inside[0].isfinite()].tolist()
+    weights = 7 * torch.tensor([[0.3, 0.05, 0.5, 0.15], [0.05, 0.15, 0.3, 0.5]])
+    inside = restrict(weights, [0, 0], [top_p, top_p])
+    assert set(inside[0].nonzero()[:, 0].tolist()) == kept
+    assert inside[1].count_nonzero() == len(kept)  # each row has its own set
+    assert inside[0][inside[0] > 0].tolist() == weights[0][inside[0] > 0].tolist()
 
 
 def test_a_response_that_cannot_fit_is_refused(models: list[Path]) -> None:
     """Beyond its positions a model computes something, and nothing that it was trained for."""
     with pytest.raises(InputError, match=r"a prompt of 3 tokens and max_new_tokens \d+ do not fit"):
         launch(in_one_process, str(models[0]), lengths, [[1, 2, 3]], 100_000, 0)
-
-
-def test_pipeline_parallel_models_are_refused(models: list[Path]) -> None:
-    with pytest.raises(InputError, match="generation needs pipeline_model_parallel_size 1"):
-        launch(generate_over_pipeline, str(models[0]), processes=2)

@@ -12,13 +12,13 @@ from prism_nemo.models.catalog import CATALOG
 from prism_nemo.planning.activations import Kernels, stage_layers
 from prism_nemo.planning.flops import forward_flops, layer_flops
 from prism_nemo.planning.hardware import GPUS, Assumptions, assumptions, find_gpu
-from prism_nemo.planning.layouts import divisions, enumerate_layouts, evaluate, refusal
+from prism_nemo.planning.layouts import divisions, enumerate_layouts, evaluate, proposals, refusal
 from prism_nemo.planning.memory import Workload, state_bytes
 from prism_nemo.planning.step_time import estimate_time
 
 MODEL = CATALOG["granite-4.0-h-micro"].architecture
 WORK = Workload(8192, 1, 128)
-IDEAL = Assumptions(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+IDEAL = Assumptions(**{name: 1.0 for name in Assumptions().to_dict() if name.endswith("efficiency")})  # type: ignore[arg-type]
 
 
 def key(layout: ParallelConfig) -> tuple[int, int, int, bool]:
@@ -47,8 +47,10 @@ def test_enumeration_is_complete(gpus: int) -> None:
 
 def test_candidates_are_every_layout_in_every_mode_once() -> None:
     found = enumerate_layouts(MODEL, 16, WORK, GPUS["h100"], Assumptions(), Kernels.on_gpu(MODEL))
-    assert len(found) == 3 * len(list(divisions(16)))
-    assert len({(key(c.layout), c.recompute) for c in found}) == len(found)
+    assert len(found) == 3 * len(list(proposals(MODEL, 16, WORK)))
+    assert len({(c.layout.describe(), c.recompute) for c in found}) == len(found)
+    plain = [c for c in found if "CP" not in c.layout.describe() and "VPP" not in c.layout.describe()]
+    assert {key(c.layout) for c in plain} == {key(layout) for layout in divisions(16)}
     fits = [c.refusal is None for c in found]
     assert fits == sorted(fits, reverse=True)
     speeds = [c.time.step for c in found if c.refusal is None and c.time]
@@ -61,9 +63,29 @@ def test_candidates_are_every_layout_in_every_mode_once() -> None:
             assert (c.refusal is None) == (c.memory.total <= 80e9)
 
 
+def test_long_rows_are_shared_and_stages_are_divided() -> None:
+    """Context parallelism where a rank keeps 4,096 tokens, virtual pipelines of parts that divide the layers."""
+    a = CATALOG["llama-3.1-8b"].architecture
+    for length, most in ((4096, 1), (8192, 2), (32768, 8)):
+        found = list(proposals(a, 16, Workload(length, 1, 128)))
+        assert {layout.context_parallel_size for layout in found} == {n for n in (1, 2, 4, 8) if n <= most}
+        assert all(layout.world_size == 16 for layout in found)
+    parts = {(x.pipeline_model_parallel_size, x.virtual_pipeline_model_parallel_size) for x in found}
+    assert {v for pp, v in parts if pp == 4} == {1, 2, 4, 8}
+    assert {v for pp, v in parts if pp == 16} == {1, 2}
+    assert {v for pp, v in parts if pp == 1} == {1}
+
+
 @pytest.mark.parametrize(
     ("layout", "work", "message"),
     [
+        (ParallelConfig(1, 1, context_parallel_size=3), WORK, "context_parallel_size 3 at tensor_model_parallel"),
+        (ParallelConfig(1, 2, virtual_pipeline_model_parallel_size=3), WORK, "size 3 does not divide the 40 layers"),
+        (
+            ParallelConfig(1, 2, virtual_pipeline_model_parallel_size=2),
+            Workload(8192, 1, 3),
+            "deals micro-batches in rounds of pipeline_model_parallel_size 2, but a step has 3",
+        ),
         (ParallelConfig(3), WORK, "tensor_model_parallel_size 3 does not divide"),
         (ParallelConfig(1, 3), WORK, "pipeline_model_parallel_size 3 does not divide 80 layers"),
         (
@@ -125,6 +147,71 @@ def test_pipelines_wait_and_ranks_talk() -> None:
     near = estimate_time(a, layout, WORK, gpu, replace(IDEAL, gpus_per_node=64), kernels)
     assert near.data_parallel == pytest.approx(moved / (gpu.nvlink_bandwidth / 2), rel=1e-6)
     assert layer_flops(a, "M", [8192]).scan * 3 * 12 * 16 / 4 / gpu.bf16_flops == pytest.approx(found.scan, rel=0.1)
+
+
+def test_a_virtual_pipeline_waits_less_and_sends_more() -> None:
+    """(p - 1) / (m v) of the work, arXiv 2104.04473, section 2.2; 4 equal stages but for the logits of the last."""
+    a, gpu = CATALOG["llama-3.1-8b"].architecture, GPUS["h100"]
+    kernels, work = Kernels.on_gpu(a), Workload(8192, 1, 16)
+    plain, virtual = (
+        estimate_time(a, ParallelConfig(1, 4, virtual_pipeline_model_parallel_size=v), work, gpu, IDEAL, kernels)
+        for v in (1, 4)
+    )
+    assert virtual.bubble == pytest.approx(plain.bubble / 4)
+    hop = 8192 * 4096 * 2 / (gpu.nvlink_bandwidth / 2)
+    assert plain.pipeline == pytest.approx(2 * hop * (16 + 3))
+    assert virtual.pipeline == pytest.approx(2 * hop * (4 * 16 + 3))
+    for name in ("gemm", "attention", "elementwise", "update"):
+        assert getattr(virtual, name) == pytest.approx(getattr(plain, name), rel=1e-6)
+
+
+def test_context_parallel_ranks_share_the_work_and_exchange_tokens_for_heads() -> None:
+    a, gpu = CATALOG["llama-3.1-8b"].architecture, GPUS["h100"]
+    kernels, work = Kernels.on_gpu(a), Workload(32768, 1, 4)
+    one = estimate_time(a, ParallelConfig(), work, gpu, IDEAL, kernels)
+    two = estimate_time(a, ParallelConfig(context_parallel_size=2), work, gpu, IDEAL, kernels)
+    for name in ("gemm", "attention"):
+        assert getattr(two, name) == pytest.approx(getattr(one, name) / 2)
+    # 32 query heads, 2 x 8 keys and values in front, 32 heads behind, forward and backward; a half stays where it is.
+    moved = 4 * 32 * 2 / 2 * 16384 * (32 + 16 + 32) * 128 * 2
+    assert one.context_parallel == 0
+    assert two.context_parallel == pytest.approx(moved / (gpu.nvlink_bandwidth / 2))
+    # The optimizer's state is cut over both: gradients are reduced and parameters gathered.
+    state = state_bytes(a, ParallelConfig(context_parallel_size=2), 0, True, 2)
+    assert two.data_parallel == pytest.approx((state.gradients + state.parameters) / 2 / (gpu.nvlink_bandwidth / 2))
+    # With 16 ranks 8 keys and values are copied: a head of each for every rank.
+    many = estimate_time(
+        a, ParallelConfig(context_parallel_size=16), work, gpu, replace(IDEAL, gpus_per_node=16), kernels
+    )
+    moved = 4 * 32 * 2 * 15 / 16 * 2048 * (32 + 2 * 16 + 32) * 128 * 2
+    assert many.context_parallel == pytest.approx(moved / (gpu.nvlink_bandwidth / 2))
+
+
+def test_fp8_takes_half_of_the_time_of_linear_layers() -> None:
+    """At efficiencies of 1: not of the logits, and not of the layers that stay in bf16."""
+    a, gpu = CATALOG["llama-3.1-8b"].architecture, GPUS["h100"]
+    forward, ratio = forward_flops(a, [8192]), GPUS["h100"].fp8_flops / GPUS["h100"].bf16_flops  # type: ignore[operator]
+    kernels = Kernels.on_gpu(a, "tensorwise")
+    for outside in (0, 1):
+        work = replace(WORK, bf16_at_start=outside, bf16_at_end=outside)
+        found = estimate_time(a, ParallelConfig(), work, gpu, IDEAL, kernels)
+        in_fp8 = forward.projections * (32 - 2 * outside) / 32
+        expected = in_fp8 / ratio + forward.projections - in_fp8 + forward.logits
+        assert found.gemm == pytest.approx(128 * 3 * expected / gpu.bf16_flops)
+    # Rounding an operand reads 2 bytes and writes 2: in bf16 elementwise work is what is kept, here less but that.
+    bf16 = estimate_time(a, ParallelConfig(), WORK, gpu, IDEAL, Kernels.on_gpu(a))
+    fp8 = estimate_time(a, ParallelConfig(), WORK, gpu, IDEAL, kernels)
+    operands = 4096 + 4096 + (4096 + 2048 + 4096) + 4096 + 14336 + (2 * 14336 + 4096)
+    kept_less = 2 * 4096 + 14336 - 4096
+    change = 128 * 32 * 8192 * (4 * operands - 4 * kept_less) / gpu.memory_bandwidth
+    assert fp8.elementwise - bf16.elementwise == pytest.approx(change)
+
+
+def test_sizes_that_fp8_cannot_have_are_refused() -> None:
+    a = replace(CATALOG["llama-3.1-8b"].architecture, ffn_hidden_size=14344)  # 8 x 11 x 163
+    found = evaluate(a, ParallelConfig(), WORK, GPUS["h200"], Assumptions(), Kernels.on_gpu(a, "tensorwise"))
+    assert "MLP size per tensor-parallel rank, 14344, is not a multiple of 16" in str(found.refusal)
+    assert evaluate(a, ParallelConfig(), WORK, GPUS["h200"], Assumptions(), Kernels.on_gpu(a)).time is not None
 
 
 def test_gpus_and_assumptions() -> None:

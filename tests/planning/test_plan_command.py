@@ -83,6 +83,25 @@ def test_a_recipe_that_does_not_fit_is_refused(run: Run) -> None:
     assert "tensor_model_parallel_size 16 does not divide" in err
 
 
+def test_precision_recomputation_and_layout_come_from_the_recipe(run: Run) -> None:
+    arguments = ["--model", "mistral-small-24b", "hardware=h100x64", "--json"]
+    before = json.loads(run(*arguments)[1])
+    fp8 = ["precision.fp8=on", "precision.fp8_recipe=blockwise", "recompute.granularity=full"]
+    layout = ["parallel.virtual_pipeline_model_parallel_size=4", "parallel.context_parallel_size=2"]
+    code, out, _ = run(*arguments, *fp8, *layout, "parallel.data_parallel_size=4")
+    after = json.loads(out)
+    assert code == 0
+    assert (before["fp8_recipe"], after["fp8_recipe"]) == (None, "blockwise")
+    assert after["recipe"]["layout"] == "TP4 PP2 VPP4 CP2 DP4 SP"
+    assert (before["recipe"]["recompute"], after["recipe"]["recompute"]) == ("none", "full")
+    assert after["recipe"]["time"]["context_parallel"] > 0
+    assert after["recipe"]["memory"]["fp8_weights"] > 0
+    assert after["recipe"]["memory"]["activations"] < before["recipe"]["memory"]["activations"] / 4
+    code, out, _ = run("--model", "mistral-small-24b", "hardware=h100x64", *fp8)
+    assert "linear layers in FP8 (blockwise)" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
 def test_assumptions_change_the_plan(run: Run) -> None:
     arguments = ("--model", "llama-3.1-8b", "hardware=h100x8", "--json")
     before = json.loads(run(*arguments)[1])["recipe"]
@@ -103,6 +122,13 @@ def test_assumptions_change_the_plan(run: Run) -> None:
         (["--model", "llama-3.1-8b", "lrr=3"], "unknown key 'lrr'"),
         (["--model", "llama-3.1-8b", "global_batch_size=0"], "global_batch_size: 0 must be at least 1"),
         (["--model", "nemotron-h-8b", "seq_length=16384"], "seq_length 16384 is more than the model's 8192"),
+        (["--model", "llama-3.1-8b", "--gpu", "a100", "precision.fp8=on"], "capability 8.0, which has no FP8"),
+        (["--model", "llama-3.1-8b", "precision.fp8=on", "precision.fp8_recipe=mxfp8"], "mxfp8 needs a Blackwell GPU"),
+        (["--model", "nemotron-h-8b", "precision.fp8=on"], "on is not available for hybrids"),
+        (["--model", "llama-3.1-8b", "precision.fp8=emulate"], "emulate measures what a recipe does to the loss"),
+        (["--model", "llama-3.1-8b", "precision.dtype=fp32"], "fp32 on GPUs is not planned for"),
+        (["--model", "llama-3.1-8b", "precision.fp8_param_gather=true"], "fp8_param_gather needs precision.fp8=on"),
+        (["--model", "llama-3.1-8b", "recompute.granularity=full", "recompute.num_layers=2"], "are predicted of none"),
         (["checkpoint=/no/such/checkpoint"], "/no/such/checkpoint: not a complete"),
         (["--model", "llama-3.1-8b", "--gpus", "0"], "--gpus"),
     ],

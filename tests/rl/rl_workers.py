@@ -5,16 +5,19 @@ Importing this module registers the tasks, in the tests and in every process tha
 
 from __future__ import annotations
 
+import os
 import random
-import zlib
+import signal
 from dataclasses import replace
 from typing import Any
 
-from prism_nemo.config import RLConfig
+from prism_nemo.checkpoint.native import TrainState
+from prism_nemo.config import RLConfig, RolloutConfig
 from prism_nemo.generation.decode import Decoder
+from prism_nemo.generation.requests import Response
+from prism_nemo.rl import collect
 from prism_nemo.rl import train as module
 from prism_nemo.rl.rewards.task import Problem, Score, Task, register
-from prism_nemo.rl.rollout import Rollout, roll_out
 
 
 class FirstDigit(Task):
@@ -55,7 +58,17 @@ class DeadAtFirst(FirstDigit):
         return super().score(problem, response) if self.scored > 32 else Score(0.0, True, None)
 
 
-for task in (FirstDigit(), SometimesDigit(), DeadAtFirst()):
+class SometimesRaises(FirstDigit):
+    """Fails on responses that begin with a lower-case letter: a quarter of a random model's."""
+
+    name = "sometimes-raises"
+
+    def score(self, problem: Problem, response: str) -> Score:
+        """See `Task.score`."""
+        return Score(1 / (not response[:1].islower()) * float(response[:1].isdigit()), True, response[:1])
+
+
+for task in (FirstDigit(), SometimesDigit(), DeadAtFirst(), SometimesRaises()):
     register(task)
 
 
@@ -64,26 +77,47 @@ def train(config: RLConfig) -> dict[str, Any]:
     return module.train(config)
 
 
-def train_on_equal_rollouts(config: RLConfig) -> dict[str, Any]:
-    """RL in which the responses to a question depend on the question and the policy alone, not on who asks.
+def train_on_cut_rollouts(config: RLConfig) -> dict[str, Any]:
+    """RL whose responses are cut to one to six tokens.
 
-    Responses are cut to one to six tokens, so that averages per response, micro-batch or rank would differ from the
-    average over tokens.
+    So averages per response, group, micro-batch or rank differ from the average over tokens.
     """
+    sample = collect.sample_responses
 
-    def one_by_one(
-        model: Any, problems: list[Problem], tasks: Any, tokenizer: Any, rollout: Any, seed: int
-    ) -> list[Rollout]:
+    def cut(engine: Any, problems: Any, tokenizer: Any, rollout: RolloutConfig, seed: int) -> list[Response]:
         found = []
-        for problem in problems:
-            group = roll_out(model, [problem], tasks, tokenizer, rollout, zlib.crc32(problem.question.encode()))
-            for i, r in enumerate(group):
-                n = 1 + (i * 5 + len(problem.question)) % 6
-                r.response = replace(r.response, tokens=r.response.tokens[:n], logprobs=r.response.logprobs[:n])
-                found.append(r)
+        for i, response in enumerate(sample(engine, problems, tokenizer, rollout, seed)):
+            problem = problems[i // rollout.group_size][1]
+            n = 1 + (i % rollout.group_size * 5 + len(problem.question)) % 6
+            found.append(replace(response, tokens=response.tokens[:n], logprobs=response.logprobs[:n]))
         return found
 
-    module.roll_out = one_by_one
+    collect.sample_responses = cut
+    return module.train(config)
+
+
+def train_on_single_tokens(config: RLConfig) -> dict[str, Any]:
+    """RL whose responses are all cut to their first token."""
+    sample = collect.sample_responses
+
+    def cut(*arguments: Any) -> list[Response]:
+        return [replace(r, tokens=r.tokens[:1], logprobs=r.logprobs[:1]) for r in sample(*arguments)]
+
+    collect.sample_responses = cut
+    return module.train(config)
+
+
+def train_and_be_killed(config: RLConfig, step: int) -> dict[str, Any]:
+    """RL whose process is killed in the middle of a step, after sampling and before the update."""
+    collect_step = collect.Collector.collect
+
+    def die(self: collect.Collector, state: TrainState) -> collect.Collected:
+        found = collect_step(self, state)
+        if state.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    collect.Collector.collect = die  # type: ignore[method-assign]
     return module.train(config)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_nemo.config import GRPOConfig
-from prism_nemo.rl.grpo import group_advantages, live_groups, policy_loss
+from prism_nemo.rl.grpo import group_advantages, kl_estimate, live_groups, policy_loss, response_weights
 
 PLAIN = GRPOConfig(kl_beta=0.0)
 
@@ -113,7 +113,9 @@ def test_loss_equals_the_formula(on_policy: bool, kl_beta: float) -> None:
     assert result.sums["clipped"].item() == outside.sum().item()
     assert outside.any().item() is not on_policy
     assert result.sums["tokens"].item() == mask.sum().item()
-    gap = sum(abs(x) for x in ((logprobs - sampler) * mask).flatten().tolist())
+    # Between sampler and trainer as they were before the first update, not what updates have changed since.
+    before = logprobs if old is None else old
+    gap = sum(abs(x) for x in ((before - sampler) * mask).flatten().tolist())
     assert result.sums["logprob_gap"].item() == pytest.approx(gap)
     if reference is not None:
         plain = policy_loss(logprobs, sampler, advantages, mask, PLAIN, old).loss.item()
@@ -223,3 +225,139 @@ def test_on_policy_gradient_is_that_of_reinforce() -> None:
             slope = (weighted(theta + step) - weighted(theta - step)) / 2e-6
             assert leaf.grad[i, j].item() == pytest.approx(-slope, abs=1e-8)
     assert result.loss.item() == pytest.approx(-(advantages[:, None] * mask).sum().item())
+
+
+LENGTHS = [2, 4, 6, 1, 3, 5]  # two groups of three
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weights", "divisor"),
+    [
+        ("token", [1.0] * 6, 21),
+        ("group", [1 / 12] * 3 + [1 / 9] * 3, 2),
+        ("sequence", [1 / 2, 1 / 4, 1 / 6, 1, 1 / 3, 1 / 5], 6),
+        ("constant", [1.0] * 6, 6 * 8),
+    ],
+)
+def test_what_a_token_weighs(aggregation: str, weights: list[float], divisor: float) -> None:
+    """By hand: lengths 2, 4, 6 and 1, 3, 5, at most 8 tokens."""
+    found, by = response_weights(LENGTHS, 3, aggregation, 8)
+    assert found == pytest.approx(weights)
+    assert by == divisor
+    if aggregation in ("group", "sequence", "token"):  # a loss of 1 at every token has the mean 1
+        assert sum(w * n for w, n in zip(found, LENGTHS, strict=True)) / by == pytest.approx(1.0)
+
+
+def test_unknown_aggregations_are_refused() -> None:
+    with pytest.raises(ValueError, match="aggregation 'mean' is unknown"):
+        response_weights([1, 2], 2, "mean", 8)
+
+
+def test_weights_scale_loss_and_gradient_of_their_response() -> None:
+    """Objective and KL term alike; metrics stay sums over tokens."""
+    generator = torch.Generator().manual_seed(3)
+    values = -torch.rand(4, 3, 5, generator=generator)
+    mask = (torch.rand(3, 5, generator=generator) < 0.7).float()
+    advantages, weights = torch.tensor([1.0, -0.5, 2.0]), torch.tensor([0.5, 3.0, 0.0])
+    config = GRPOConfig(kl_beta=0.2)
+
+    def gradient(rows: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
+        leaf = values[0].clone().requires_grad_()
+        result = policy_loss(
+            leaf[rows], values[1][rows], advantages[rows], mask[rows], config, values[2][rows], values[3][rows], scale
+        )
+        result.loss.backward()
+        assert leaf.grad is not None
+        return leaf.grad, {k: v.item() for k, v in result.sums.items()}
+
+    together, sums = gradient(torch.arange(3), weights)
+    parts = [gradient(torch.tensor([i]), None) for i in range(3)]
+    expected = sum(w * grad for w, (grad, _) in zip(weights.tolist(), parts, strict=True))
+    assert torch.allclose(together, torch.as_tensor(expected), atol=1e-6)
+    assert not together[2].any()
+    assert sums["loss"] == pytest.approx(sum(w * s["loss"] for w, (_, s) in zip(weights.tolist(), parts, strict=True)))
+    assert sums["kl"] == pytest.approx(sum(s["kl"] for _, s in parts))
+
+
+def test_sequence_ratio_is_that_of_gspo() -> None:
+    """GSPO eq. 5 to 7 in plain floats: one ratio per response, the geometric mean of its tokens', clipped whole."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (5, 6)
+    logprobs, drift = -torch.rand(shape, generator=generator), torch.randn(shape, generator=generator) * 0.5
+    mask = torch.ones(shape)
+    mask[0, 3:], mask[2, :2], mask[4, 1:] = 0, 0, 0
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0])
+    config = GRPOConfig(kl_beta=0.0, ratio="sequence", clip_low=0.1, clip_high=0.15)
+    lengths = mask.sum(1).tolist()
+    weights = torch.tensor([1 / n for n in lengths])
+    old = logprobs - drift
+    leaf = logprobs.clone().requires_grad_()
+    result = policy_loss(leaf, old, advantages, mask, config, old, None, weights)
+    result.loss.backward()
+    total, clipped = 0.0, 0
+    for i in range(5):
+        ratio = math.exp(sum(drift[i, t].item() for t in range(6) if mask[i, t]) / lengths[i])
+        bounded = min(max(ratio, 0.9), 1.15)
+        a = advantages[i].item()
+        total -= min(ratio * a, bounded * a)
+        clipped += int(lengths[i]) if ratio != bounded else 0
+        # d loss / d logp_t = -s A / |o| for each token inside, 0 where the clip binds
+        slope = 0.0 if bounded * a < ratio * a else -ratio * a / lengths[i]
+        assert leaf.grad is not None
+        assert leaf.grad[i][mask[i].bool()].tolist() == pytest.approx([slope] * int(lengths[i]), abs=1e-6)
+    assert result.loss.item() == pytest.approx(total, rel=1e-5)
+    assert result.sums["clipped"].item() == clipped
+    assert 0 < clipped < mask.sum().item()
+
+
+def test_without_a_cap_there_is_no_correction() -> None:
+    logprobs = torch.tensor([[-1.0]], requires_grad=True)
+    config = GRPOConfig(kl_beta=0.0, importance_cap=0.0)
+    result = policy_loss(logprobs, torch.tensor([[-3.0]]), torch.tensor([1.0]), torch.ones(1, 1), config)
+    assert result.loss.item() == pytest.approx(-1.0)
+    assert "importance_truncated" not in result.sums
+
+
+@pytest.mark.parametrize(("estimator", "value"), [("k1", -0.4), ("k2", 0.08), ("k3", math.exp(0.4) - 1.4)])
+def test_kl_estimators_by_hand(estimator: str, value: float) -> None:
+    """log pi = -2, log pi_ref = -1.6, so d = 0.4."""
+    found = kl_estimate(torch.tensor([-2.0]), torch.tensor([-1.6]), estimator)
+    assert found.item() == pytest.approx(value, rel=1e-5)
+
+
+def test_kl_estimators_in_expectation() -> None:
+    """Over all actions: k1 and k3 have the KL as mean; the gradient of k2 is the KL's, that of k1 is zero."""
+    generator = torch.Generator().manual_seed(1)
+    theta = torch.randn(6, generator=generator, dtype=torch.float64).requires_grad_()
+    reference = (theta.detach() + 0.3 * torch.randn(6, generator=generator, dtype=torch.float64)).log_softmax(0)
+    logprobs = theta.log_softmax(0)
+    p = logprobs.detach().exp()
+    kl = (logprobs.exp() * (logprobs - reference)).sum()
+    (true_gradient,) = torch.autograd.grad(kl, theta, retain_graph=True)
+    means, gradients = {}, {}
+    for name in ("k1", "k2", "k3"):
+        mean = (p * kl_estimate(logprobs, reference, name)).sum()  # the actions are drawn; only the estimate has slope
+        (gradients[name],) = torch.autograd.grad(mean, theta, retain_graph=True)
+        means[name] = mean.item()
+    assert means["k1"] == pytest.approx(kl.item())
+    assert means["k3"] == pytest.approx(kl.item())
+    assert gradients["k1"].abs().max() < 1e-12
+    assert torch.allclose(gradients["k2"], true_gradient)
+    assert torch.nn.functional.cosine_similarity(gradients["k3"], true_gradient, dim=0) > 0.95
+
+
+def test_a_policy_that_has_left_gives_finite_numbers() -> None:
+    """exp of 200 is infinite, and infinite times a clipped zero is NaN."""
+    logprobs = torch.tensor([[-300.0, -1.0]], requires_grad=True)
+    config = GRPOConfig(kl_beta=0.1)
+    far = torch.tensor([[-1.0, -300.0]])
+    result = policy_loss(logprobs, far, torch.tensor([-1.0]), torch.ones(1, 2), config, far, far)
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
+    assert logprobs.grad is not None
+    assert torch.isfinite(logprobs.grad).all()
+
+
+def test_fractions_of_equal_rewards_are_no_signal() -> None:
+    """The mean of seven times 0.1 is not 0.1 in floats, and dividing by a small deviation would blow that up."""
+    assert group_advantages(torch.full((7,), 0.1), 7, normalize=True).tolist() == [0.0] * 7

@@ -41,7 +41,7 @@ def midtrain_with_fault(config: MidtrainConfig, fault: str, steps: list[int]) ->
         rank = dist.get_rank()
         if first and now in steps and rank == 1:
             if fault == "slow":
-                _burn(0.3)
+                burn(0.3)
             elif fault == "hang":
                 time.sleep(3600)
             elif fault == "die":
@@ -76,7 +76,8 @@ class _PoisonOne(torch.autograd.Function):
         return broken
 
 
-def _burn(seconds: float) -> None:
+def burn(seconds: float) -> None:
+    """Compute for so much processor time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         sum(range(1000))

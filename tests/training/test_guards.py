@@ -155,11 +155,11 @@ def test_a_flipped_bit_in_one_replica_is_found(data: Path, initial: Path, tmp_pa
     assert _run(config)["step"] == STEPS
 
 
-def _command(config: MidtrainConfig, folder: Path, fault: str, step: int) -> tuple[int, str]:
+def _command(config: MidtrainConfig, folder: Path, fault: str, *steps: int) -> tuple[int, str]:
     """The run as a process of its own: its exit code, and what it says."""
     file = folder / "config.yaml"
     file.write_text(to_yaml(config))
-    command = [sys.executable, guards_workers.__file__, str(file), fault, str(step)]
+    command = [sys.executable, guards_workers.__file__, str(file), fault, *map(str, steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stderr
@@ -186,14 +186,35 @@ def test_a_rank_that_dies_is_named(data: Path, initial: Path, tmp_path: Path) ->
 
 
 def test_a_slow_rank_is_named(data: Path, initial: Path, tmp_path: Path) -> None:
+    """Slow in two windows of a step each: not said at the first, said at the second."""
     config = midtrain_config(tmp_path / "run", data, initial, parallel=LAYOUTS["DP2"], train_steps=6)
-    code, errors = _command(config, tmp_path, "slow", 5)
+    code, errors = _command(config, tmp_path, "slow", 4, 5)
     assert code == 0, errors
     assert "step 5: rank 1 is busy for" in errors
+    assert "step 4: rank 1" not in errors
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line]
     busy = {line["step"]: line["busy_seconds_max"] for line in lines}
-    assert busy[5] > 0.3
-    assert busy[4] < 0.3
+    assert min(busy[4], busy[5]) > 0.3
+    assert busy[3] < 0.3
+
+
+def test_one_slow_window_is_no_slow_rank() -> None:
+    times = RankTimes(torch.device("cpu"), 1.5)
+    windows = [[1.0, 1.7, 1.0], [1.0, 1.0, 1.0], [1.0, 1.7, 1.0], [1.7, 1.0, 1.0], [1.7, 1.0, 1.0], [1.8, 1.0, 1.0]]
+    named = [times._compare(seconds)[1] for seconds in windows]
+    assert [name is not None for name in named] == [False, False, False, False, True, True]
+    assert str(named[4]).startswith("rank 0 is busy for 1.7 s a step, 1.7 times as long as most")
+
+
+def test_what_a_rank_does_between_steps_is_not_counted() -> None:
+    """Log and monitors are the first rank's alone; steps are everyone's."""
+    times = RankTimes(torch.device("cpu"), 1.5)
+    guards_workers.burn(0.2)
+    for seconds in (0.05, 0.15):
+        with times.step():
+            guards_workers.burn(seconds)
+        guards_workers.burn(0.2)
+    assert times._busy() == pytest.approx(0.1, abs=0.02)  # what is burned is processor time, whoever else runs
 
 
 @given(st.lists(st.floats(1.9, 2.1), min_size=16, max_size=64), st.floats(1.9, 2.1))

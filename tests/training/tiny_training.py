@@ -145,7 +145,7 @@ CLOCK = ("seconds", "tokens_per_second", "sampling_seconds", "busy_seconds", "bu
 def numbers(run_dir: Path | str) -> list[dict[str, Any]]:
     """The lines of a run's metrics without those that a clock decides."""
     return [
-        {name: value for name, value in line.items() if name not in CLOCK}
+        {name: value for name, value in line.items() if name not in CLOCK and not name.endswith("_seconds")}
         for line in read_metrics(Path(run_dir) / "metrics.jsonl")
     ]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prism_nemo.errors import InputError
@@ -24,6 +26,9 @@ class Problem:
         work: The worked answer, for mid-training documents; empty where a task cannot write one.
         answer: The verifiable answer.
         metadata: What a task's own scorer needs beside the answer.
+        domain: Of this problem, where a task has several.
+        verifier: Name of what judges the answer; empty where the task does.
+        text: The prompt as it is given to the model; empty for the usual form.
     """
 
     task: str
@@ -31,11 +36,14 @@ class Problem:
     work: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+    domain: str = ""
+    verifier: str = ""
+    text: str = ""
 
     @property
     def prompt(self) -> str:
-        """What the model is given; it continues inside the thinking part."""
-        return f"Q: {self.question}\n{OPEN}"
+        """What the model is given; in the usual form it continues inside the thinking part."""
+        return self.text or f"Q: {self.question}\n{OPEN}"
 
     @property
     def document(self) -> str:
@@ -48,14 +56,27 @@ class Score:
     """Verdict on a response.
 
     Attributes:
-        reward: 1 for a right answer in the required form, else 0.
+        reward: 1 for a right answer in the required form, else 0; with penalties where those are asked for.
         well_formed: Whether the form was right, whatever the answer.
         answer: What was read as the answer, or None.
+        correct: What the verifier gave, without penalties; None where it is the reward.
+        penalties: Numbers of 0 or less by name, part of the reward.
+        failure: Why there is no verdict, or None; the reward means nothing then.
     """
 
     reward: float
     well_formed: bool
     answer: str | None
+    correct: float | None = None
+    penalties: dict[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer has full marks and the required form."""
+        return (
+            self.well_formed and self.failure is None and (self.reward if self.correct is None else self.correct) >= 1
+        )
 
 
 def split_of(question: str) -> str:
@@ -128,19 +149,27 @@ def register(task: Task) -> Task:
     return task
 
 
-def task_named(name: str) -> Task:
-    """The task of that name; ``reasoning_gym:NAME`` wraps a task of the reasoning-gym package.
+def task_named(name: str, templates: Sequence[str] = ()) -> Task:
+    """The task of that name: a registered one, ``reasoning_gym:NAME`` of that package, or ``prompts:FILE``.
+
+    Args:
+        name: See above.
+        templates: Forms of the prompts of a file.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or a file cannot be used.
     """
     from prism_nemo.rl.rewards import procedural  # noqa: F401  (registers itself)
 
+    if name.startswith("prompts:"):
+        from prism_nemo.rl.prompt_file import PromptFile
+
+        return PromptFile(Path(name.partition(":")[2]), templates)
     if name.startswith("reasoning_gym:") and name not in _TASKS:
         from prism_nemo.rl.rewards.reasoning_gym import ReasoningGymTask
 
         return register(ReasoningGymTask(name.partition(":")[2]))
     if name not in _TASKS:
         known = ", ".join(sorted(n for n in _TASKS if ":" not in n))
-        raise InputError(f"tasks: '{name}' is unknown; known: {known}, reasoning_gym:NAME")
+        raise InputError(f"tasks: '{name}' is unknown; known: {known}, reasoning_gym:NAME, prompts:FILE")
     return _TASKS[name]

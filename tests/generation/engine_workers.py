@@ -1,0 +1,149 @@
+"""What the tests of the engine run in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from generation_workers import load_model
+
+from prism_nemo.config import ParallelConfig
+from prism_nemo.generation import layers
+from prism_nemo.generation.engine import Engine
+from prism_nemo.generation.parity import layer_gaps
+from prism_nemo.generation.requests import Request, SamplingParams, request_seed
+from prism_nemo.models.decoder import LanguageModel
+from prism_nemo.models.forward import forward_logits
+from prism_nemo.runtime import start, stop
+
+Written = list[tuple[list[int], list[float], bool]]
+
+
+def requests_of(prompts: list[list[int]], samples: int = 3, stop_ids: tuple[int, ...] = (5, 6)) -> list[Request]:
+    """Sampled, greedy and cut requests of lengths from 1 to 24, several of each prompt."""
+    found = []
+    for i in range(samples * len(prompts)):
+        place = request_seed(3, i)
+        kinds = [
+            SamplingParams(1 + (7 * i) % 24, 1.0, stop_ids=stop_ids, seed=place),
+            SamplingParams(24, 0.0, stop_ids=stop_ids),
+            SamplingParams(18, 1.3, top_k=20, stop_ids=stop_ids, seed=place),
+            SamplingParams(18, 0.8, top_p=0.9, stop_ids=stop_ids, seed=place),
+        ]
+        found.append(Request(prompts[i // samples], kinds[i % 4]))
+    return found
+
+
+def write(model: LanguageModel, requests: list[Request], **options: Any) -> Written:
+    """Responses as plain values."""
+    return [(r.tokens, r.logprobs, r.finished) for r in Engine(model, **options).generate(requests)]
+
+
+def in_layout(
+    hf_dirs: list[str], parallel: ParallelConfig, prompts: list[list[int]], options: list[dict[str, Any]]
+) -> list[list[list[Written]]]:
+    """By rank, model and options, the responses."""
+    runtime = start(parallel, seed=0)
+    found = []
+    for hf_dir in hf_dirs:
+        model = load_model(hf_dir, runtime)
+        found.append([write(model, requests_of(prompts), **chosen) for chosen in options])
+    everyone: list[Any] = [None] * runtime.world_size
+    torch.distributed.all_gather_object(everyone, found)
+    stop()
+    return everyone
+
+
+def against_forward(model: LanguageModel, prompts: list[list[int]], options: list[dict[str, Any]]) -> list[Any]:
+    """For each of the options the responses, with the log-probabilities of their tokens by a full forward."""
+    requests = requests_of(prompts)
+    found = []
+    for chosen in options:
+        written = write(model, requests, **chosen)
+        scores = []
+        for request, (tokens, _, _) in zip(requests, written, strict=True):
+            logits = forward_logits(model, torch.tensor([request.prompt + tokens[:-1]]))
+            assert logits is not None
+            own = logits[0, len(request.prompt) - 1 :, : model.architecture.vocab_size].log_softmax(-1)
+            greedy = request.sampling.temperature > 0 or own.argmax(-1).tolist() == tokens
+            scores.append((own.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist(), greedy))
+        found.append((written, scores))
+    return found
+
+
+def twice(model: LanguageModel, requests: list[Request], **options: Any) -> tuple[Written, Written]:
+    """The same requests in the given order, and in reverse (put back in order)."""
+    return write(model, requests, **options), write(model, requests[::-1], **options)[::-1]
+
+
+def stop_text(model: LanguageModel, prompt: list[int], stop_at: int) -> tuple[Any, Any, str]:
+    """A free greedy response; one that stops at the text of two of its tokens; and that text."""
+
+    def decode(tokens: list[int]) -> str:
+        return "".join(f"<{token}>" for token in tokens)
+
+    (free,) = write(model, [Request(prompt, SamplingParams(12, 0.0))])
+    text = decode(free[0][stop_at - 1 : stop_at + 1])
+    stopping = Request(prompt, SamplingParams(12, 0.0, stop_texts=("nowhere", text)))
+    (stopped,) = write(model, [stopping], decode=decode)
+    return free, stopped, text
+
+
+def capacity_of(model: LanguageModel, prompts: list[list[int]], options: dict[str, Any]) -> tuple[int, int]:
+    """Rows and tokens per row of the largest cache that was made."""
+    from prism_nemo.generation import caches
+
+    seen = []
+    make, grow = caches.KeyValues.__init__, caches.KeyValues.grow
+
+    def made(self: Any, shape: Any, like: Any) -> None:
+        make(self, shape, like)
+        seen.append((shape[0], shape[2]))
+
+    def grown(self: Any, capacity: int) -> None:
+        grow(self, capacity)
+        seen.append((self.keys.shape[0], self.keys.shape[2]))
+
+    caches.KeyValues.__init__, caches.KeyValues.grow = made, grown  # type: ignore[method-assign]
+    write(model, requests_of(prompts), **options)
+    return max(rows for rows, _ in seen), max(columns for _, columns in seen)
+
+
+def overflowing(model: LanguageModel, prompt: list[int]) -> None:
+    """A weight that is not a number must not become token 0."""
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "final" in name).fill_(float("nan"))
+    write(model, [Request(prompt, SamplingParams(3))])
+
+
+def _scaled(kind: Any, wrong: int, method: str, factor: float) -> Callable[..., Any]:
+    """A layer's method whose first output is scaled in the `wrong`-th layer."""
+    right = getattr(kind, method)
+
+    def broken(self: Any, *args: Any) -> Any:
+        found = right(self, *args)
+        if self.name != f"decoder.layers.{wrong}":
+            return found
+        return (found[0] * factor, *found[1:]) if isinstance(found, tuple) else found * factor
+
+    return broken
+
+
+def gaps_with_mistake(
+    hf_dir: str, parallel: ParallelConfig, tokens: list[int], mistakes: list[tuple[str, str, int] | None]
+) -> list[list[tuple[str, float]]]:
+    """`layer_gaps` of the right decoder (None), and of ones with (class, method, layer) scaled by 1.01."""
+    model = load_model(hf_dir, start(parallel, seed=0))
+    found = []
+    for mistake in mistakes:
+        if mistake is None:
+            found.append(layer_gaps(model, tokens))
+            continue
+        kind, method, layer = getattr(layers, mistake[0]), mistake[1], mistake[2]
+        right = getattr(kind, method)
+        setattr(kind, method, _scaled(kind, layer, method, 1.01))
+        found.append(layer_gaps(model, tokens))
+        setattr(kind, method, right)
+    stop()
+    return found
