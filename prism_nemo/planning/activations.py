@@ -4,7 +4,7 @@ The tables say what the layers in ``prism_nemo.models.layers`` (sets "cpu" and "
 keep, each tensor with its size. Storages count, not views: what is kept as two views of one tensor is kept once.
 "cpu" is checked against hooks in real CPU runs (without a window, whose masks torch's CPU kernel keeps) and "torch"
 against the rehearsal, to the byte; "te" is written down from what Transformer Engine is known to keep, and not
-measured. Under context parallelism "torch" is checked against the rehearsal too; "te" has torch's attention there, between
+measured. Under context parallelism "torch" is checked against the rehearsal too; "te" then has torch's attention among
 Transformer Engine's projections (`prism_nemo.models.layers.context_parallel`). With FP8 the inputs of linear layers are
 kept in FP8 alone, as Transformer Engine keeps them for the weights' gradients; not measured.
 """

@@ -64,7 +64,7 @@ def divisions(gpus: int) -> Iterator[ParallelConfig]:
 
 def proposals(a: Architecture, gpus: int, work: Workload) -> Iterator[ParallelConfig]:
     """`divisions`, and each also with context parallelism and virtual pipelines where they can help and the model can
-    have them: ranks that share a row hold at least `LEAST_STRETCH` tokens of it, a stage has at most `MOST_PARTS` parts.
+    have them: each rank has `LEAST_STRETCH` tokens of a row or more, each stage up to `MOST_PARTS` parts.
     """
     for layout in divisions(gpus):
         pp, dp = layout.pipeline_model_parallel_size, layout.data_parallel_size

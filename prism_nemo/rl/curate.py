@@ -111,6 +111,7 @@ def check_filter(config: FilterConfig) -> list[PromptFile]:
     if repeated:
         raise InputError(f"{repeated[0]}: is named twice; its prompts would be kept twice")
     files = [PromptFile(Path(name), config.templates) for name in config.prompts]
+    _check_ids(files)
     known = sum((file.domains for file in files), Counter[str]())
     for domain in config.keep:
         if domain != "*" and domain not in known:
@@ -130,6 +131,22 @@ def check_filter(config: FilterConfig) -> list[PromptFile]:
         raise InputError(f"--out {config.out}: already exists; remove it or choose another name")
     Judge(config.rewards, {file.name: file for file in files}, config.max_new_tokens).close()
     return files
+
+
+def _check_ids(files: Sequence[PromptFile]) -> None:
+    """Refuse ids that two files share: what is kept goes into one file, which could not be read."""
+    if len(files) < 2:
+        return
+    seen: dict[str, tuple[int, int]] = {}
+    for f, file in enumerate(files):
+        for i in range(len(file)):
+            name = file.row(i).get("id")
+            first, row = seen.setdefault(str(name), (f, i)) if name is not None else (f, i)
+            if first != f:
+                raise InputError(
+                    f"{file.where(i)}: 'id' {name!r} is that of {files[first].where(row)} too, and what is kept goes "
+                    "into one file; filter them one by one, or change the ids"
+                )
 
 
 def _identity(config: FilterConfig) -> dict[str, Any]:

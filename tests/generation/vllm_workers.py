@@ -25,7 +25,7 @@ from prism_nemo.generation.vllm import VLLMEngine
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.runtime import start, stop
 
-PROMPTS = [[3, 17, 101, 4, 9], [88, 2, 61], [3, 17, 101, 4, 9]]
+PROMPTS = [[3, 17, 101, 4, 9], [3, 17, 101, 4, 9], [88, 2, 61]]
 
 
 def greedy(new: int = 8) -> list[Request]:
@@ -93,7 +93,7 @@ def one_process(hf_dir: str, hybrid_dir: str, folder: str) -> dict[str, Any]:
     ]
     found["sampled"] = _plain(engine.generate(sampled))
     found["asked"] = engine._llm.asked
-    hot = [Request(PROMPTS[1], SamplingParams(6, 0.5, top_k=9, top_p=0.9, seed=4))]
+    hot = [Request(PROMPTS[2], SamplingParams(6, 0.5, top_k=9, top_p=0.9, seed=4))]
     written = engine.generate(hot)[0]
     found["asked hot"] = engine._llm.asked
     # The same tokens by the native engine's model, at temperature 1.

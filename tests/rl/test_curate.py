@@ -149,7 +149,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
                 "answer": "é",
                 "reward": f"curate_workers:{kind.title()}",
                 "domain": kind,
-                "id": i,
+                "id": f"{name} {i}",
                 "source": ["kept", None],
             }
             for i, kind in enumerate(rows)
@@ -282,9 +282,9 @@ def test_kept_prompts_and_how_they_were_chosen(whole: Whole, prompts: list[str],
     measured_with = record["measured_with"]
     assert measured_with["checkpoint"] == config.checkpoint
     assert measured_with["prompts"] == {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in prompts}
-    # The result is a prompt file, with ids that were unique in each file only.
-    with pytest.raises(InputError, match=r"'id' .* is that of line"):
-        PromptFile(Path(config.out))
+    # The result is a prompt file.
+    result = PromptFile(Path(config.out))
+    assert [result.row(i) for i in range(len(result))] == rows
     Path(config.out).unlink()
 
 
@@ -398,6 +398,12 @@ def test_files_that_are_refused(model: dict[str, str], prompts: list[str], tmp_p
         check_filter(_config(model, prompts, tmp_path / "kept.jsonl.zst"))
     with pytest.raises(InputError, match=r"a.jsonl: is named twice"):
         check_filter(_config(model, [prompts[0], prompts[1], prompts[0]], tmp_path / "kept.jsonl"))
+    # Without an id there is nothing to repeat.
+    same = tmp_path / "same.jsonl"
+    lines = Path(prompts[1]).read_text().splitlines()
+    same.write_text("\n".join(lines).replace('"id"', '"name"') + "\n" + lines[2].replace("b.jsonl 1", "a.jsonl 8"))
+    with pytest.raises(InputError, match=r"same.jsonl:6: 'id' 'a.jsonl 8' is that of .*a.jsonl:10 too"):
+        check_filter(_config(model, [prompts[0], str(same)], tmp_path / "kept.jsonl"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('\n{"question": "q", "answer": 1, "reward": "maths"}\n')
     with pytest.raises(InputError, match=r"bad.jsonl:2: .*'maths' is unknown; known: choice, code, exact, math"):

@@ -22,6 +22,9 @@ _RETRACTION = re.compile(
     r"[\s$.,;:!)\]}*_`\\-]*(?:<[^>]*>\s*)*(?:or|alternatively|maybe|perhaps|possibly|wait|actually|but|no|unless|hmm|oops)\b",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(
+    r"[\s$)*_\]\\]*(?:(?:is|was|would be)\s+(?:not|wrong|incorrect|false)\b|isn['’]t\b)", re.IGNORECASE
+)
 _TAGS = re.compile(
     r"<(answer|final_answer|final|solution|result)>(.*?)(?:</\1>|\Z)"
     r"|\[(answer)\](.*?)(?:\[/answer\]|\Z)"
@@ -119,7 +122,7 @@ def _boxed(text: str, depth: int) -> list[Statement] | None:
         end = close
         before = text[max(0, match.start() - 30) : match.start()]
         sentence = re.split(r"[.\n;]\s", before)[-1]
-        if _DENIAL.search(sentence):
+        if _DENIAL.search(sentence) or _TAKEN_BACK.match(text, close):
             content = ""  # "not \boxed{7}" commits to something that is not an answer
         inner = _boxed(content, depth + 1) if depth < _MOST_NESTED else []
         found += inner if inner is not None else [Statement(content.strip(), content.strip(), sentence)]

@@ -145,6 +145,8 @@ def _is_text(text: str) -> bool:
     """Whether a text is words: sympy would take them for products of letters, and anagrams for equal."""
     text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\}", " ", text)
     plain = _COMMAND.sub(" ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text))
+    if any(not _FUNCTION.fullmatch(m[1]) for m in _TWO_WORDS.finditer(plain)):
+        return True
     runs = [run.lower() for run in re.findall(r"[a-zA-Z]+", plain)]
     return (
         any((len(run) >= 4 or _NOTHING.fullmatch(run)) and not _FUNCTION.fullmatch(run) for run in runs)
@@ -166,8 +168,12 @@ def _without_name(gold: str, given: str) -> tuple[str, str]:
     if given_name and (gold_name or "=" not in gold):
         given = given_name[2]
     if "=" not in gold and len(_split(given, r"=")) > 1 and len(_split(given, r",|\band\b|\bor\b|;")) == 1:
-        # Each step is a claim; the last one is the answer.
-        given = _split(given, r"=")[-1]
+        # Each step is a claim; the last one is the answer, unless the chain contradicts itself: "71 = 72".
+        steps = _split(given, r"=")
+        whole = {number.value for step in steps if (number := read_number(step)) and number.value.denominator == 1}
+        if len(whole) > 1:
+            return gold, ""
+        given = steps[-1]
     if "\\approx" in given and "\\approx" not in gold:
         # The exact form before it, unless that is only a name.
         pieces = _split(given, r"\\approx")
@@ -219,6 +225,8 @@ def _as_collection(gold: str, given: str, percent_asked: bool, depth: int) -> bo
         return False
     if "matrix" in gold + given:
         return None
+    if gold_kind != given_kind and any(f"{text[0]}{text[-1]}" in ("[)", "(]") for text in (gold, given)):
+        return False  # a half-open interval is no list
     # "x = 1, y = 2" is a pair, as far as the other side has no names.
     ordered = "tuple" in (gold_kind, given_kind) or _names(golds) != _names(givens)
     if ordered and "set" in (gold_kind, given_kind):

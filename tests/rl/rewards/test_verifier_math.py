@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from prism_nemo.errors import InputError
 from prism_nemo.rl.rewards import mathematics
 from prism_nemo.rl.rewards.mathematics import MathVerifier, same_answer
+from prism_nemo.rl.rewards.plain_number import read_number
 from prism_nemo.rl.rewards.task import Problem
 
 VERIFIER = MathVerifier()
@@ -147,6 +148,12 @@ Evelyn | \text{Evelyn}
 yes | Yes"""
 # Expected | something else, most of which math-verify alone or a careless comparison accepts.
 DIFFERENT = r"""72 | 73
+72 | 71 = 72
+72 | x = 71 = 72
+[1,5) | 1,5
+1, 5 | (1,5]
+10000.01 | 10000.0
+to be | be to
 72 | 72.5
 72 | -72
 1234 | 12,34
@@ -324,6 +331,9 @@ def test_a_percentage_that_the_question_asks_for() -> None:
         ("7", r"\boxed{7} and so \boxed{7}", 1),
         ("7", r"\boxed{7}. No, \boxed{8}", 0),
         ("7", r"\boxed{7", 0),
+        ("7", r"\boxed{7} is wrong", 0),
+        ("7", r"$\boxed{7}$ is not the answer", 0),
+        ("7", r"\boxed{7} is the answer", 1),
         ("7", r"\boxed{}", 0),
         ("7", "", 0),
     ],
@@ -518,3 +528,9 @@ def test_what_sympy_may_not_end_on_does_not_reach_it(formula: str, monkeypatch: 
     assert not mathematics._by_sympy(formula, "x^{2}+19")
     with pytest.raises(RuntimeError, match="about to be computed"):
         mathematics._by_sympy("x^{2}+19", "x^{3}+20")
+
+
+def test_powers_of_ten_have_a_limit() -> None:
+    assert read_number("1e999") is not None
+    assert read_number("1e1001") is None
+    assert read_number(r"1 \times 10^{-1001}") is None
