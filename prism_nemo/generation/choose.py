@@ -29,15 +29,15 @@ def choose(
     Returns:
         Token ids [n], and the log-probability of each at temperature 1 over all tokens, [n] fp64.
     """
-    shifted = logits - logits.amax(dim=-1, keepdim=True)
-    weights = shifted.exp()
-    normaliser = weights.sum(-1).double().log_()
+    # One fused kernel that reads a row while it is in the core's cache, where its parts would each read all rows.
+    scores = logits.log_softmax(dim=-1)
     greedy = [s.temperature == 0 for s in sampling]
     if all(greedy):
-        return largest(logits), -normaliser
-    if any(s.temperature not in (0.0, 1.0) for s in sampling):
-        heat = [s.temperature or 1.0 for s in sampling]
-        weights = (shifted / torch.tensor(heat, device=logits.device).unsqueeze(-1)).exp_()
+        chosen = largest(logits)
+        return chosen, _of(scores, chosen)
+    heat = [s.temperature or 1.0 for s in sampling]
+    heated = any(t != 1.0 for t in heat)
+    weights = ((logits / torch.tensor(heat, device=logits.device).unsqueeze(-1)) if heated else logits).softmax(dim=-1)
     cut = [i for i, s in enumerate(sampling) if s.temperature and (s.top_k or s.top_p < 1)]
     if cut:
         rows = torch.tensor(cut, device=logits.device)
@@ -46,7 +46,12 @@ def choose(
     chosen = invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
     if any(greedy):
         chosen = torch.where(torch.tensor(greedy, device=logits.device), largest(logits), chosen)
-    return chosen, shifted.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).double() - normaliser
+    return chosen, _of(scores, chosen)
+
+
+def _of(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Each row's score of its token, in fp64."""
+    return scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).double()
 
 
 def largest(logits: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 
 from prism_nemo.generation.caches import Cache, Memory
 from prism_nemo.generation.layers import Layer, layers_of
+from prism_nemo.generation.products import Product
 from prism_nemo.generation.spans import Prompts, Step, bands_of
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.layers.rope import inverse_frequencies
@@ -71,7 +72,8 @@ class Decoder:
                 self.layers.append(part)
         final = "decoder.final_norm.weight" if a.layer_pattern else "decoder.final_layernorm.weight"
         self.final_norm = parameters.get(final)
-        self.output = parameters.get("output_layer.weight", self.embedding)
+        output = parameters.get("output_layer.weight", self.embedding)
+        self.output = Product(output) if self.last and output is not None else None
         self.inv_freq = None
         if a.rope is not None:
             self.inv_freq = inverse_frequencies(a.rope, a.kv_channels).to(self.like.device)
@@ -126,9 +128,9 @@ class Decoder:
         """The residual stream [..., h] after the layer's projection of [..., inner]."""
         scale = self.architecture.residual_multiplier
         if self._tp_size > 1:
-            x = torch.add(x, self._reduce(F.linear(inner, layer.out)), alpha=scale)
+            x = torch.add(x, self._reduce(layer.out(inner)), alpha=scale)
         else:
-            x = torch.addmm(x.flatten(0, -2), inner.flatten(0, -2), layer.out.t(), alpha=scale).view_as(x)
+            x = layer.out.added(inner, x, scale)
         if self.observe is not None:
             self.observe(layer.name, x)
         return x
@@ -147,7 +149,7 @@ class Decoder:
             raise RuntimeError("the last stage has no output layer")
         if rows is not None:
             x = x[torch.arange(len(x), device=x.device), rows]
-        logits = F.linear(self._normed(x, self.final_norm), self.output)
+        logits = self.output(self._normed(x, self.final_norm))
         if self._tp_size > 1:
             parts = [torch.empty_like(logits) for _ in range(self._tp_size)] if self.has_logits else None
             dist.gather(logits.contiguous(), parts, group=self._tp, group_dst=0)

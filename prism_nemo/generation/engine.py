@@ -52,7 +52,7 @@ class Engine:
     def __init__(
         self,
         model: LanguageModel,
-        slots: int = 128,
+        slots: int = 256,
         cache_tokens: int | None = None,
         prefill_tokens: int = 1024,
         decode: Callable[[list[int]], str] | None = None,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from prism_nemo.generation.caches import Cache, KeyValues, Memory, Nothing, State
+from prism_nemo.generation.products import Product
 from prism_nemo.generation.spans import Prompts, Step
 from prism_nemo.models.family import Architecture
 from prism_nemo.models.layers.attention import windowed_attention
@@ -35,12 +36,12 @@ class Layer(ABC):
     Attributes:
         name: Of the Megatron layer that it belongs to.
         norm: Weight of the norm before it.
-        out: Weight of the projection after it, this rank's columns.
+        out: The projection after it, this rank's columns.
     """
 
     name: str
     norm: torch.Tensor
-    out: torch.Tensor
+    out: Product
 
     @abstractmethod
     def cache(self, rows: int, capacity: int, like: torch.Tensor) -> Cache:
@@ -59,8 +60,8 @@ class Attention(Layer):
     """Grouped-query attention."""
 
     def __init__(self, get: Lookup, a: Architecture, tp: int) -> None:
-        self.norm, self.out = get("input_layernorm.weight"), get("self_attention.linear_proj.weight")
-        self.qkv = get("self_attention.linear_qkv.weight")
+        self.norm, self.out = get("input_layernorm.weight"), Product(get("self_attention.linear_proj.weight"))
+        self.qkv = Product(get("self_attention.linear_qkv.weight"))
         self.groups, self.d = a.num_query_groups // tp, a.kv_channels
         self.per_group = a.num_attention_heads // a.num_query_groups
         self.scale, self.window = a.attention_multiplier, a.sliding_window
@@ -73,7 +74,7 @@ class Attention(Layer):
         self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[..., h] to rotated queries and keys [..., groups, per group + 1, d] and values [..., groups, d]."""
-        qkv = F.linear(x, self.qkv).unflatten(-1, (self.groups, self.per_group + 2, self.d))
+        qkv = self.qkv(x).unflatten(-1, (self.groups, self.per_group + 2, self.d))
         qk, v = qkv[..., :-1, :], qkv[..., -1, :]
         return qk if cos is None or sin is None else _rotate(qk, cos, sin), v
 
@@ -127,15 +128,15 @@ class MLP(Layer):
     """SwiGLU, or a squared ReLU without a gate."""
 
     def __init__(self, get: Lookup, a: Architecture) -> None:
-        self.norm, self.out = get("pre_mlp_layernorm.weight"), get("mlp.linear_fc2.weight")
-        self.fc1, self.gated = get("mlp.linear_fc1.weight"), a.activation == "swiglu"
+        self.norm, self.out = get("pre_mlp_layernorm.weight"), Product(get("mlp.linear_fc2.weight"))
+        self.fc1, self.gated = Product(get("mlp.linear_fc1.weight")), a.activation == "swiglu"
 
     def cache(self, rows: int, capacity: int, like: torch.Tensor) -> Nothing:
         """See `Layer.cache`."""
         return Nothing()
 
     def _hidden(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(x, self.fc1)
+        hidden = self.fc1(x)
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             return F.silu(gate).mul_(up)
@@ -158,9 +159,10 @@ class Mamba(Layer):
     """
 
     def __init__(self, get: Lookup, mixer: MambaMixer) -> None:
-        self.norm, self.out = get("norm.weight"), mixer.out_proj.weight
+        self.norm, self.out = get("norm.weight"), Product(mixer.out_proj.weight)
         self.mixer = mixer
-        self.projection, self.kernel, self.bias = mixer.local_weights()
+        projection, self.kernel, self.bias = mixer.local_weights()
+        self.projection = Product(projection)
         self.taps = self.kernel.squeeze(1).T.contiguous()  # [width, c]; a few kilobytes
         self.A, self.D = -torch.exp(mixer.A_log.float()), mixer.D.float()
 
@@ -175,7 +177,7 @@ class Mamba(Layer):
         """[..., h] to the gate [..., inner], the convolution's input [..., channels] and the steps [..., heads]."""
         m = self.mixer
         inner, _, bc, _, heads = m.layout.local_rows
-        z, xbc, dt = F.linear(x, self.projection).split([inner, inner + 2 * bc, heads], dim=-1)
+        z, xbc, dt = self.projection(x).split([inner, inner + 2 * bc, heads], dim=-1)
         return z, xbc, positive_dt(dt, m.dt_bias, m.dt_limit)
 
     def _parts(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     [
         (ParallelConfig(2, 1), torch.float32),
         (ParallelConfig(2, 2), torch.float32),
-        # A mixer's A_log, D and dt_bias stay fp32: a stage that holds none of them must make room of the right type.
+        # With a mixer's A_log, D and dt_bias in fp32: the other stage must make room of the right type.
         (ParallelConfig(1, 2), torch.bfloat16),
     ],
     ids=lambda value: value.describe() if isinstance(value, ParallelConfig) else str(value),

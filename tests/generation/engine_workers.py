@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from generation_workers import load_model
 
 from prism_nemo.config import ParallelConfig
+from prism_nemo.errors import InputError
 from prism_nemo.generation import layers
 from prism_nemo.generation.engine import Engine
 from prism_nemo.generation.parity import layer_gaps
@@ -41,34 +43,56 @@ def write(model: LanguageModel, requests: list[Request], **options: Any) -> Writ
 
 
 def in_layout(
-    hf_dirs: list[str], parallel: ParallelConfig, prompts: list[list[int]], options: list[dict[str, Any]]
-) -> list[list[list[Written]]]:
-    """By rank, model and options, the responses."""
+    hf_dirs: list[str], parallel: ParallelConfig, prompts: list[list[int]], slots: list[int]
+) -> list[list[Written]]:
+    """By rank and model, the responses."""
     runtime = start(parallel, seed=0)
     found = []
-    for hf_dir in hf_dirs:
-        model = load_model(hf_dir, runtime)
-        found.append([write(model, requests_of(prompts), **chosen) for chosen in options])
+    for hf_dir, count in zip(hf_dirs, slots, strict=True):
+        found.append(write(load_model(hf_dir, runtime), requests_of(prompts), slots=count))
     everyone: list[Any] = [None] * runtime.world_size
     torch.distributed.all_gather_object(everyone, found)
     stop()
     return everyone
 
 
-def against_forward(model: LanguageModel, prompts: list[list[int]], options: list[dict[str, Any]]) -> list[Any]:
-    """For each of the options the responses, with the log-probabilities of their tokens by a full forward."""
-    requests = requests_of(prompts)
+def against_forward(hf_dirs: list[str], prompts: list[list[int]], options: list[dict[str, Any]]) -> list[list[Any]]:
+    """By model and options the responses, with the log-probabilities of their tokens by a full forward."""
+    runtime = start(ParallelConfig(), seed=0)
+    found: list[list[Any]] = []
+    for hf_dir in hf_dirs:
+        model, requests = load_model(hf_dir, runtime), requests_of(prompts)
+        known: dict[tuple[int, tuple[int, ...]], Any] = {}
+        found.append([])
+        for chosen in options:
+            written = write(model, requests, **chosen)
+            for i, (tokens, _, _) in enumerate(written):
+                if (i, tuple(tokens)) not in known:
+                    known[i, tuple(tokens)] = _scores(model, requests[i], tokens)
+            found[-1].append((written, [known[i, tuple(tokens)] for i, (tokens, _, _) in enumerate(written)]))
+    stop()
+    return found
+
+
+def _scores(model: LanguageModel, request: Request, tokens: list[int]) -> tuple[list[float], bool]:
+    """Log-probabilities of a response's tokens by a full forward, and whether they are its best if greedily chosen."""
+    logits = forward_logits(model, torch.tensor([request.prompt + tokens[:-1]]))
+    assert logits is not None
+    own = logits[0, len(request.prompt) - 1 :, : model.architecture.vocab_size].log_softmax(-1)
+    greedy = request.sampling.temperature > 0 or own.argmax(-1).tolist() == tokens
+    return own.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist(), greedy
+
+
+def refusals(model: LanguageModel, requests: list[Request]) -> list[str]:
+    """What an engine says to each request."""
     found = []
-    for chosen in options:
-        written = write(model, requests, **chosen)
-        scores = []
-        for request, (tokens, _, _) in zip(requests, written, strict=True):
-            logits = forward_logits(model, torch.tensor([request.prompt + tokens[:-1]]))
-            assert logits is not None
-            own = logits[0, len(request.prompt) - 1 :, : model.architecture.vocab_size].log_softmax(-1)
-            greedy = request.sampling.temperature > 0 or own.argmax(-1).tolist() == tokens
-            scores.append((own.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist(), greedy))
-        found.append((written, scores))
+    for request in requests:
+        try:
+            write(model, [request])
+        except InputError as error:
+            found.append(str(error))
+        else:
+            found.append("accepted")
     return found
 
 
@@ -147,3 +171,42 @@ def gaps_with_mistake(
         setattr(kind, method, right)
     stop()
     return found
+
+
+def rounding_of_bf16(hf_dirs: list[str], prompts: list[list[int]]) -> list[tuple[float, float, float, int]]:
+    """Of each model in bf16, how far log-probabilities lie from those in fp32 of the same weights.
+
+    Returns:
+        Root mean square of the decoder's errors, of the training forward's, and of their difference; and how many.
+    """
+    runtime = start(ParallelConfig(), seed=0)
+    found = []
+    for hf_dir in hf_dirs:
+        model = load_model(hf_dir, dataclasses.replace(runtime, dtype=torch.bfloat16))
+        exact = load_model(hf_dir, runtime)
+        decoded, trained, wanted = [], [], []
+        requests = requests_of(prompts)
+        for request, (tokens, logprobs, _) in zip(requests, write(model, requests, slots=7), strict=True):
+            row, first = torch.tensor([request.prompt + tokens[:-1]]), len(request.prompt) - 1
+            for scored, kept in ((model, trained), (exact, wanted)):
+                logits = forward_logits(scored, row)
+                assert logits is not None
+                own = logits[0, first:, : model.architecture.vocab_size].log_softmax(-1)
+                kept += own.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+            decoded += logprobs
+        a, b, c = (torch.tensor(values, dtype=torch.float64) for values in (decoded, trained, wanted))
+        errors = [((x - y) ** 2).mean().sqrt().item() for x, y in ((a, c), (b, c), (a, b))]
+        found.append((*errors, len(a)))
+    stop()
+    return found
+
+
+def around_an_update(model: LanguageModel, requests: list[Request]) -> tuple[Written, Written, Written]:
+    """What one engine writes before and after the weights change in place, and what a new one writes then."""
+    engine = Engine(model)
+    before = [(r.tokens, r.logprobs, r.finished) for r in engine.generate(requests)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    after = [(r.tokens, r.logprobs, r.finished) for r in engine.generate(requests)]
+    return before, after, write(model, requests)

@@ -1,4 +1,4 @@
-"""Wrong answers that were once scored 1: a box that is taken back, a chain that contradicts itself, an interval's ends."""
+"""Wrong answers that once scored 1: a box that is taken back, a chain that contradicts itself, ends of an interval."""
 
 from __future__ import annotations
 
