@@ -78,7 +78,7 @@ def _accuracy(
                 {
                     "task": task.name,
                     "prompt": r.problem.prompt,
-                    "response": tokenizer.decode(r.response.tokens),
+                    "response": r.text,
                     "answer": r.problem.answer,
                     "reward": r.score.reward,
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,12 +110,12 @@ class Response:
 
 
 def request_seed(*place: int) -> int:
-    """A seed from numbers that name a request, for example (seed of the run, step, number of the prompt, sample).
+    """A seed from numbers that name a request: in RL (seed of the run, number of the prompt, place in the group).
 
-    Any two different places give unrelated streams (numpy's SeedSequence), which ``seed + i`` does not promise.
+    Nothing else decides it, so the same responses are sampled by any number of ranks and by a run that was resumed.
+    Any two different places give unrelated streams, which ``seed + i`` does not promise.
     """
-    high, low = np.random.SeedSequence(place).generate_state(2, np.uint64)
-    return int(high) << 64 | int(low)
+    return int.from_bytes(hashlib.sha256("/".join(map(str, place)).encode()).digest()[:8], "big")
 
 
 @dataclass

@@ -39,7 +39,7 @@ def check(config: RLConfig) -> list[Task]:
     check_stage(config, "rollout.prompts_per_step", "rollout.max_new_tokens", "grpo.mini_batches", "grpo.epochs")
     if not config.tasks:
         raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
-    tasks = [task_named(name, config.prompt_templates) for name in config.tasks]
+    tasks = tasks_of(config)
     _choice("task_shares", config.task_shares, SHARES)
     PromptStream(tasks, config.seed, config.task_shares)
     _check_layout(config)
@@ -48,7 +48,7 @@ def check(config: RLConfig) -> list[Task]:
     if config.guards.spike == "rollback":
         raise InputError("guards.spike: an RL stage samples anew and has no data to leave out; use off, warn or skip")
     architecture = read_architecture(Path(config.init_from))
-    _check_rollout(config.rollout, config.parallel.data_parallel_size, architecture.max_position_embeddings)
+    _check_rollout(config.rollout, architecture.max_position_embeddings)
     _choice("rollout.backend", config.rollout.backend, BACKENDS)
     if config.rollout.backend == "vllm":
         check_vllm(architecture, config.parallel, config.rollout.vllm_memory_share)
@@ -65,6 +65,15 @@ def check(config: RLConfig) -> list[Task]:
         )
     check_prompt_lengths(tasks, tokenizer, architecture.max_position_embeddings - config.rollout.max_new_tokens)
     return tasks
+
+
+def tasks_of(config: RLConfig) -> list[Task]:
+    """The tasks that a configuration names; those of prompt files are read here.
+
+    Raises:
+        InputError: For one that does not exist, or a file that cannot be used.
+    """
+    return [task_named(name, config.prompt_templates) for name in config.tasks]
 
 
 def _choice(key: str, value: str, known: tuple[str, ...]) -> None:
@@ -99,7 +108,7 @@ def _check_layout(config: RLConfig) -> None:
         )
 
 
-def _check_rollout(config: RolloutConfig, data_parallel_size: int, positions: int) -> None:
+def _check_rollout(config: RolloutConfig, positions: int) -> None:
     if config.group_size < 2:
         raise InputError("rollout.group_size: a group of fewer than 2 responses has no relative advantage")
     if config.temperature != 1.0 or config.top_p != 1.0:

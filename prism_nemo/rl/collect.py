@@ -110,7 +110,7 @@ class Collector:
                 config.control,
                 [r.reward for r in rollouts],
                 [r.score.well_formed for r in rollouts],
-                [(r.problem.question, self._tokenizer.decode(r.response.tokens)) for r in rollouts],
+                [(r.problem.question, r.text) for r in rollouts],
                 config.rollout.group_size,
                 [((config.seed & 0xFFFFFFFF) << 32) + number for number, _ in problems],
                 config.control_rate,

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from prism_nemo.checkpoint.native import TrainState
-from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.rl.collect import Collected
 from prism_nemo.rl.grpo import live_groups
 from prism_nemo.rl.rollout import Rollout
@@ -48,7 +47,7 @@ def summarise(collected: Collected, group_size: int) -> dict[str, float]:
     return dict(sums)
 
 
-def keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout], tokenizer: Tokenizer) -> None:
+def keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout]) -> None:
     """The first response of each task, readable."""
     if not run.writes:
         return
@@ -57,7 +56,7 @@ def keep_samples(run: RunDirectory, step: int, rollouts: list[Rollout], tokenize
         for i, r in enumerate(rollouts):
             if r.problem.task not in seen:
                 seen.add(r.problem.task)
-                file.write(json.dumps(record(step, i, r, tokenizer)) + "\n")
+                file.write(json.dumps(record(step, i, r)) + "\n")
 
 
 def metrics_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 
 from prism_nemo.config import RolloutConfig
 from prism_nemo.data.tokenizer import Tokenizer
-from prism_nemo.generation.requests import Request, Response, Sampler, SamplingParams
+from prism_nemo.generation.requests import Request, Response, Sampler, SamplingParams, request_seed
 from prism_nemo.rl.rewards.judge import Answered, Judge
 from prism_nemo.rl.rewards.task import Problem, Score
 
@@ -23,6 +22,7 @@ class Rollout:
         problem: The question.
         response: What the policy wrote.
         score: The verdict.
+        text: The response, with the text of the end token if it was reached.
         number: Of the prompt in the run's sequence of prompts.
         reward: What the advantage is computed from: the score's reward with length shaping, or a control's.
         advantage: Of the response within its group.
@@ -31,17 +31,10 @@ class Rollout:
     problem: Problem
     response: Response
     score: Score
+    text: str = ""
     number: int = 0
     reward: float = 0.0
     advantage: float = 0.0
-
-
-def request_seed(seed: int, number: int, sample: int) -> int:
-    """Seed of one response's random numbers: of the run, the prompt and the place in the group, and nothing else.
-
-    So the same responses are sampled by any number of ranks, and by a run that was resumed.
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{sample}".encode()).digest()[:8], "big")
 
 
 def sample_responses(
@@ -74,8 +67,10 @@ def judge_responses(
         for (_, problem), response in zip(owners, responses, strict=True)
     ]
     return [
-        Rollout(problem, response, score, number, score.reward)
-        for (number, problem), response, score in zip(owners, responses, judge.score(answered), strict=True)
+        Rollout(problem, response, score, item.text, number, score.reward)
+        for (number, problem), response, item, score in zip(
+            owners, responses, answered, judge.score(answered), strict=True
+        )
     ]
 
 

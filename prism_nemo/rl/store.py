@@ -11,7 +11,6 @@ from typing import Any
 
 import zstandard
 
-from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.errors import InputError
 from prism_nemo.rl.rollout import Rollout
 
@@ -19,7 +18,7 @@ FOLDER = "rollouts"
 _NAME = re.compile(r"step_(\d{8})\.dp(\d{4})\.jsonl\.zst")
 
 
-def record(step: int, index: int, rollout: Rollout, tokenizer: Tokenizer) -> dict[str, Any]:
+def record(step: int, index: int, rollout: Rollout) -> dict[str, Any]:
     """One rollout as a line: what was asked, what was written, and how it was scored."""
     response, score = rollout.response, rollout.score
     line: dict[str, Any] = {
@@ -29,7 +28,7 @@ def record(step: int, index: int, rollout: Rollout, tokenizer: Tokenizer) -> dic
         "task": rollout.problem.task,
         "prompt": rollout.problem.prompt,
         "answer": rollout.problem.answer,
-        "response": tokenizer.decode(response.tokens),
+        "response": rollout.text,
         "extracted": score.answer,
         "reward": rollout.reward,
         "score": score.reward,
@@ -60,11 +59,11 @@ class RolloutStore:
         if writes:
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, step: int, rollouts: Sequence[Rollout], tokenizer: Tokenizer) -> None:
+    def write(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Write a step's rollouts; a file is there whole or not at all."""
         if not self._writes:
             return
-        lines = "".join(json.dumps(record(step, i, r, tokenizer)) + "\n" for i, r in enumerate(rollouts))
+        lines = "".join(json.dumps(record(step, i, r)) + "\n" for i, r in enumerate(rollouts))
         path = self._folder / f"step_{step:08d}.dp{self._rank:04d}.jsonl.zst"
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))

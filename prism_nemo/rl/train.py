@@ -17,7 +17,7 @@ from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.generation.engine import Engine
 from prism_nemo.generation.vllm import VLLMEngine
 from prism_nemo.models.recompute import recompute_fields
-from prism_nemo.rl.check import check
+from prism_nemo.rl.check import check, tasks_of
 from prism_nemo.rl.collect import Collected, Collector, sum_over_ranks
 from prism_nemo.rl.metrics import keep_samples, metrics_line, summarise
 from prism_nemo.rl.parity import check_gap, check_parity
@@ -168,13 +168,13 @@ class Session:
     ) -> None:
         state, config = self.state, self.config
         self.reward = means["score"] / means["responses"]
-        self.store.write(state.step, collected.sampled, self.tokenizer)
+        self.store.write(state.step, collected.sampled)
         if state.step % config.log_interval == 0 or state.step == config.train_steps:
             line = metrics_line(state, means, update_values(results), lr, clock, config.control)
             if config.grpo.dynamic_sampling:
                 line["sampling_rounds"] = collected.rounds
             self.run.log(line)
-            keep_samples(self.run, state.step, collected.sampled, self.tokenizer)
+            keep_samples(self.run, state.step, collected.sampled)
         length = means["response_tokens"] / means["responses"]
         speed = state.consumed_samples / state.seconds
         self.progress.update(state.step, f"reward {self.reward:.3f}  length {length:.0f}  {speed:.0f} responses/s")
@@ -213,7 +213,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         PrismError: If a number stops being finite, sampler and trainer part later on, or a save fails.
     """
     saver = Saver(config.checkpoint)  # forks its writer, so before there are threads and process groups
-    tasks = check(config)
+    tasks = tasks_of(config)
     tokenizer = load_tokenizer(config.tokenizer)
     end = tokenizer.decode([tokenizer.eos_id])
     judge = Judge(config.rewards, {task.name: task for task in tasks}, config.rollout.max_new_tokens, end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +14,6 @@ from prism_nemo.rl.reference import Reference
 from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate
 from prism_nemo.rl.scoring import logprobs_of, score_batches, token_logprobs
 from prism_nemo.training.trainer import Judge, StepResult, Trainer
-
-
-@dataclass
-class MiniBatch:
-    """The responses of one update on this data-parallel rank."""
-
-    batches: list[PolicyBatch]
 
 
 class Updater:
@@ -52,7 +44,7 @@ class Updater:
             batches.append(collate([rollouts[i] for i in rows], self._pad_id, device, weight, self._multiple))
         return batches
 
-    def prepare(self, used: Sequence[Rollout], spare: Rollout) -> list[MiniBatch]:
+    def prepare(self, used: Sequence[Rollout], spare: Rollout) -> list[list[PolicyBatch]]:
         """Split a step's rollouts into the mini-batches of its updates; every rank calls this.
 
         Args:
@@ -83,14 +75,14 @@ class Updater:
             # The trainer divides by the tokens of the global batch; this turns that into the divisor asked for.
             scale = everyone["tokens"] / everyone["divisor"]
             batches = self.micro_batches(part, [w * scale for w in weights])
-            result.append(MiniBatch(batches or [self._no_weight(spare)]))
+            result.append(batches or [self._no_weight(spare)])
         if len(result) * grpo.epochs > 1:
             for mini in result:
-                for batch, old in zip(mini.batches, score_batches(self._trainer.model, mini.batches), strict=False):
+                for batch, old in zip(mini, score_batches(self._trainer.model, mini), strict=False):
                     batch.old_logprobs = old
         if self._reference is not None:
             for mini in result:
-                for batch, logprobs in zip(mini.batches, self._reference.logprobs(mini.batches), strict=False):
+                for batch, logprobs in zip(mini, self._reference.logprobs(mini), strict=False):
                     batch.reference_logprobs = logprobs
         return result
 
@@ -99,7 +91,7 @@ class Updater:
         batch.mask.zero_()
         return batch
 
-    def step(self, mini: MiniBatch, judge: Judge) -> StepResult:
+    def step(self, mini: Sequence[PolicyBatch], judge: Judge) -> StepResult:
         """One update."""
         grpo = self._config.grpo
 
@@ -121,9 +113,9 @@ class Updater:
 
             return token_logprobs(model, batch), loss_of
 
-        first = mini.batches[0]
+        first = mini[0]
         shape = (len(first.tokens), first.tokens.shape[1])
-        return self._trainer.step(forward, iter(mini.batches), len(mini.batches), *shape, judge)
+        return self._trainer.step(forward, iter(mini), len(mini), *shape, judge)
 
 
 def update_values(results: Sequence[StepResult]) -> dict[str, float]:

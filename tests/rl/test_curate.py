@@ -6,9 +6,9 @@ import hashlib
 import json
 import shutil
 import string
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import curate_workers
 import pytest
 from tiny_training import character_tokenizer, write_llama
 
-import prism_nemo.cli as cli
 from prism_nemo.checkpoint.atomic import HASHES, MANIFEST
 from prism_nemo.checkpoint.convert import import_hf
 from prism_nemo.config import ParallelConfig, RewardConfig
@@ -414,21 +413,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prism-nemo", "prompts", "filter", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+def run(run: Run) -> Run:
+    """`prompts filter` with the arguments."""
+    return partial(run, "prompts", "filter")
 
 
 def test_the_command(whole: Whole, model: dict[str, str], prompts: list[str], tmp_path: Path, run: Run) -> None:

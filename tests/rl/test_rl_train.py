@@ -13,7 +13,7 @@ import pytest
 import rl_workers
 import torch
 from safetensors.torch import load_file
-from tiny_training import LLAMA, character_tokenizer, column, numbers, write_llama
+from tiny_training import LLAMA, column, numbers, write_llama
 
 from prism_nemo.checkpoint.convert import export_hf, import_hf
 from prism_nemo.checkpoint.native import find_latest, step_directory
@@ -37,16 +37,6 @@ DP2 = ParallelConfig(data_parallel_size=2)
 TP2 = ParallelConfig(tensor_model_parallel_size=2)
 TP2_SP = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
 PP2 = ParallelConfig(pipeline_model_parallel_size=2)
-
-
-@pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A random model with a vocabulary of 101 for 100 characters, and its tokenizer."""
-    root = tmp_path_factory.mktemp("policy")
-    character_tokenizer(root / "tokenizer")
-    sizes = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    import_hf(write_llama(root / "hf", seed=3, std=0.1, **sizes), root / "native", ParallelConfig())
-    return {"init_from": str(root / "native"), "tokenizer": str(root / "tokenizer")}
 
 
 def _config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLConfig:

@@ -12,11 +12,11 @@ from tiny_training import character_tokenizer
 
 from prism_nemo.config import RewardConfig, RolloutConfig
 from prism_nemo.data.tokenizer import Tokenizer
-from prism_nemo.generation.requests import Request, Response
+from prism_nemo.generation.requests import Request, Response, request_seed
 from prism_nemo.rl.prompts import PromptStream
 from prism_nemo.rl.rewards.judge import Judge
 from prism_nemo.rl.rewards.task import Problem, Score, task_named
-from prism_nemo.rl.rollout import Rollout, collate, request_seed, roll_out
+from prism_nemo.rl.rollout import Rollout, collate, roll_out
 
 TASKS = [task_named(name) for name in ("arithmetic", "lists", "formulas")]
 

@@ -31,7 +31,7 @@ def _rollouts(tokenizer: Tokenizer, first: int, rewards: list[float]) -> list[Ro
         ids = tokenizer.encode(text) * (i + 1)
         score = Score(reward, True, str(i), penalties={"repetition": -0.25} if i == 3 else {}, failure=None)
         response = Response([5], ids, [-0.5] * len(ids), i != 1)
-        found.append(Rollout(problem, response, score, first + i // 2, reward, reward - 0.5))
+        found.append(Rollout(problem, response, score, tokenizer.decode(ids), first + i // 2, reward, reward - 0.5))
     return found
 
 
@@ -40,9 +40,9 @@ def test_what_was_written_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
     stores = [RolloutStore(tmp_path, rank, writes=True) for rank in (0, 1)]
     silent = RolloutStore(tmp_path, 2, writes=False)
     for step in (1, 2):
-        stores[1].write(step, _rollouts(tokenizer, 10 * step + 2, [0.0, 1.0, 1.0, 0.5]), tokenizer)
-        stores[0].write(step, _rollouts(tokenizer, 10 * step, [1.0, 0.0, 0.0, 0.0]), tokenizer)
-        silent.write(step, _rollouts(tokenizer, 99, [1.0, 1.0]), tokenizer)
+        stores[1].write(step, _rollouts(tokenizer, 10 * step + 2, [0.0, 1.0, 1.0, 0.5]))
+        stores[0].write(step, _rollouts(tokenizer, 10 * step, [1.0, 0.0, 0.0, 0.0]))
+        silent.write(step, _rollouts(tokenizer, 99, [1.0, 1.0]))
     assert recorded_steps(tmp_path) == [1, 2]
     lines = read_rollouts(tmp_path, 2)
     assert [line["prompt_number"] for line in lines] == [20, 20, 21, 21, 22, 22, 23, 23]
@@ -61,7 +61,7 @@ def test_missing_steps_and_damage_are_named(tokenizer: Tokenizer, tmp_path: Path
         read_rollouts(tmp_path, 3)
     store = RolloutStore(tmp_path, 0, writes=True)
     for step in (4, 6):
-        store.write(step, _rollouts(tokenizer, 0, [1.0, 0.0]), tokenizer)
+        store.write(step, _rollouts(tokenizer, 0, [1.0, 0.0]))
     with pytest.raises(InputError, match="recorded are 2 steps, 4 to 6"):
         read_rollouts(tmp_path, 5)
     path = tmp_path / "rollouts" / "step_00000006.dp0000.jsonl.zst"
@@ -71,7 +71,7 @@ def test_missing_steps_and_damage_are_named(tokenizer: Tokenizer, tmp_path: Path
 
 
 def test_selection_and_summary(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    RolloutStore(tmp_path, 0, writes=True).write(1, _rollouts(tokenizer, 0, [1.0, 0.0, 0.5, 0.5]), tokenizer)
+    RolloutStore(tmp_path, 0, writes=True).write(1, _rollouts(tokenizer, 0, [1.0, 0.0, 0.5, 0.5]))
     lines = read_rollouts(tmp_path, 1)
     assert [line["reward"] for line in select(lines, order="best")] == [1.0, 0.5, 0.5, 0.0]
     assert [line["reward"] for line in select(lines, order="worst", limit=2)] == [0.0, 0.5]
@@ -90,8 +90,8 @@ def test_selection_and_summary(tokenizer: Tokenizer, tmp_path: Path) -> None:
 def test_what_is_shown(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Markup in what a model wrote is text, not markup."""
     rollouts = _rollouts(tokenizer, 7, [1.0, 0.0, 0.0, 1.0])
-    rollouts[0].response.tokens[:] = tokenizer.encode("[bold]x[/bold]")
-    RolloutStore(tmp_path, 0, writes=True).write(3, rollouts, tokenizer)
+    rollouts[0].text = "[bold]x[/bold]"
+    RolloutStore(tmp_path, 0, writes=True).write(3, rollouts)
     console = Console(record=True, width=110)
     show(tmp_path, 3, None, "prompt", None, console)
     text = console.export_text()

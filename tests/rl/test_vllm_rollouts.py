@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 import vllm_stage_workers as workers
-from tiny_training import character_tokenizer, column, numbers, write_llama
+from tiny_training import column, numbers
 
-from prism_nemo.checkpoint.convert import import_hf
 from prism_nemo.checkpoint.native import find_latest
 from prism_nemo.config import (
     CheckpointConfig,
@@ -27,16 +26,6 @@ from prism_nemo.errors import InputError, PrismError
 from prism_nemo.rl.parity import PARITY_LIMIT, check_gap
 from prism_nemo.rl.train import check
 from prism_nemo.runtime.launch import launch
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A random model and its tokenizer."""
-    root = tmp_path_factory.mktemp("policy")
-    character_tokenizer(root / "tokenizer")
-    sizes = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    import_hf(write_llama(root / "hf", seed=3, std=0.1, **sizes), root / "native", ParallelConfig())
-    return {"init_from": str(root / "native"), "tokenizer": str(root / "tokenizer")}
 
 
 def _config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLConfig:
