@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from prism_nemo.commands.analyze import analyze_app
+from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say, show_rich
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.quiet import quiet
 
@@ -30,20 +32,7 @@ prompts_app = typer.Typer(no_args_is_help=True, help="Choose the prompts of an R
 app.add_typer(prompts_app, name="prompts")
 rollouts_app = typer.Typer(no_args_is_help=True, help="Read what a policy wrote and how it was scored.")
 app.add_typer(rollouts_app, name="rollouts")
-analyze_app = typer.Typer(no_args_is_help=True, help="What a stage changed inside the model.")
 app.add_typer(analyze_app, name="analyze")
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Tp = Annotated[int, typer.Option("--tp", min=1, help="tensor_model_parallel_size")]
-Pp = Annotated[int, typer.Option("--pp", min=1, help="pipeline_model_parallel_size")]
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _print(result: Any, as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(result) if as_json else text)
 
 
 def _layout(tp: int, pp: int) -> Any:
@@ -66,10 +55,10 @@ def quickstart(
     family_named(family)
     if family != "llama":
         raise InputError(f"--family '{family}': there is no pocket-size setting for it; choose llama")
-    summary = Quickstart(out, PocketSettings(), _say).run()
+    summary = Quickstart(out, PocketSettings(), say).run()
     lines = [f"{'holds' if c['holds'] else 'does NOT hold'}: {c['claim']} ({c['detail']})" for c in summary["expected"]]
     lines.append(f"{summary['seconds']:.0f} s, {summary['peak_rss_gb']:.1f} GB; open {out / 'report.html'}")
-    _print(summary, as_json, "\n".join(lines))
+    print_result(summary, as_json, "\n".join(lines))
 
 
 @data_app.command("build")
@@ -100,15 +89,15 @@ def data_build(
     if model is not None:
         check_vocabulary(encoder, model)
     workers = workers or len(os.sched_getaffinity(0))
-    with show_progress(_say) as (say, watch):
+    with show_progress(say) as (tell, watch):
         if part is not None:
-            units = build_shard(plan, encoder, out, part, progress=say, workers=workers, watch=watch)
-            _print({"shard": shard, "units": units}, as_json, f"{out}: {units} units")
+            units = build_shard(plan, encoder, out, part, progress=tell, workers=workers, watch=watch)
+            print_result({"shard": shard, "units": units}, as_json, f"{out}: {units} units")
             return
-        manifest = build_mixture(plan, encoder, out, progress=say, workers=workers, keep_parts=keep_parts, watch=watch)
+        manifest = build_mixture(plan, encoder, out, progress=tell, workers=workers, keep_parts=keep_parts, watch=watch)
     tokens = sum(source.tokens for source in manifest.sources)
     text = f"{out}: {len(manifest.sources)} sources, {tokens:,} tokens; look at it with: prism-nemo data show {out}"
-    _print({**json.loads(manifest.to_json()), "rebuilt": manifest.rebuilt}, as_json, text)
+    print_result({**json.loads(manifest.to_json()), "rebuilt": manifest.rebuilt}, as_json, text)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -136,7 +125,7 @@ def data_show(
     if as_json:
         typer.echo(json.dumps(view))
     else:
-        _show(tree(view), MIN_WIDTH)
+        show_rich(tree(view), MIN_WIDTH)
     if view["refused"] is not None:
         raise InputError(f"{folder}: the run would repeat sources too often: {view['refused']}")
 
@@ -161,14 +150,14 @@ def import_(
     refuse_existing(out)
     folder = local_folder(hf_dir)
     report = import_hf(folder, out, _layout(tp, pp), strict, dt_floor, source_name(hf_dir, folder))
-    if not _is_main():
+    if not is_main():
         return
     for name in report.not_finite:
-        _say(f"prism-nemo: warning: tensor '{name}' holds NaN or infinity")
+        say(f"prism-nemo: warning: tensor '{name}' holds NaN or infinity")
     if report.skipped:
-        _say(f"prism-nemo: {len(report.skipped)} buffers that are no weights were left out: {report.skipped[0]}, ...")
+        say(f"prism-nemo: {len(report.skipped)} buffers that are no weights were left out: {report.skipped[0]}, ...")
     for note in catalog_notes(read_architecture(out)):
-        _say(f"prism-nemo: {note}")
+        say(f"prism-nemo: {note}")
     typer.echo(f"{out}: imported from {hf_dir}; check it with: prism-nemo verify {hf_dir} {out}")
 
 
@@ -197,29 +186,15 @@ def export(
     if tokenizer is not None and not tokenizer.is_dir():
         raise InputError(f"--tokenizer {tokenizer}: no such folder")
     limit = _size(max_shard_size)
-    if push_to is not None and _is_main():
+    if push_to is not None and is_main():
         read_architecture(checkpoint)
         prepare_upload(push_to)
     export_hf(checkpoint, out, dtypes[dtype] if dtype else None, tokenizer, limit)
-    if not _is_main():
+    if not is_main():
         return
     if push_to is not None:
         upload(out, push_to)
     typer.echo(f"{out}: exported from {checkpoint}; check it with: prism-nemo verify {out} {checkpoint}")
-
-
-def _show(content: Any, min_width: int) -> None:
-    """Print something made with rich; a narrower terminal, or a pipe, gets this width, as rich would crop it."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = max(console.width, min_width)
-    console.print(content)
-
-
-def _is_main() -> bool:
-    """Whether this process, of those that torchrun or Slurm started, is the one that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _size(text: str) -> int:
@@ -249,7 +224,7 @@ def verify(
     if card is not None:
         read_card(card)
     result = run_verify(local_folder(hf_dir), checkpoint, _layout(tp, pp))
-    if _is_main():
+    if is_main():
         if card is not None:
             # Names, not paths: a card is read on other machines.
             command = f"prism-nemo verify {hf_dir.name} {checkpoint.name} --tp {tp} --pp {pp} --card {card.name}"
@@ -268,7 +243,7 @@ def verify(
             f"{verdict}",
             *(f"note: {note}" for note in result.notes),
         ]
-        _print(result.to_dict(), as_json, "\n".join(lines))
+        print_result(result.to_dict(), as_json, "\n".join(lines))
     if not result.passed:
         raise PrismError(f"{checkpoint} does not compute the same function as {hf_dir}")
 
@@ -355,7 +330,9 @@ def prompts_filter(
         + "".join(f"; {count} answers without a verdict ({why})" for why, count in part["no_verdict"].items())
         for domain, part in record["domains"].items()
     ]
-    _print(record, as_json, "\n".join([*lines, f"{out}: measured with {checkpoint}; how it was chosen: {out}.json"]))
+    print_result(
+        record, as_json, "\n".join([*lines, f"{out}: measured with {checkpoint}; how it was chosen: {out}.json"])
+    )
 
 
 @rollouts_app.command("show")
@@ -415,7 +392,7 @@ def models(
     if as_json:
         typer.echo(json.dumps([to_dict(m) for m in CATALOG.values()] if model is None else to_dict(model)))
     else:
-        _show(overview(CATALOG.values()) if model is None else detail(model), MIN_WIDTH)
+        show_rich(overview(CATALOG.values()) if model is None else detail(model), MIN_WIDTH)
 
 
 @app.command()
@@ -441,7 +418,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(to_dict(found)))
     else:
-        _show(plan_view(found), MIN_WIDTH)
+        show_rich(plan_view(found), MIN_WIDTH)
     if found.refusal is not None:
         raise InputError(found.refusal)
 
@@ -476,27 +453,7 @@ def evaluate(
         f"  n={r['n']}"
         for name, r in result["tasks"].items()
     ]
-    _print(result, as_json, "\n".join(lines))
-
-
-@analyze_app.command("weights")
-def analyze_weights(
-    before: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
-    after: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
-    as_json: Json = False,
-) -> None:
-    """How much the weights changed, in total and per component."""
-    from prism_nemo.analysis.weights import compare_weights
-
-    result = compare_weights(before, after).to_dict()
-    lines = [
-        f"{'total':<12} changed > 1 %: {result['changed_fraction_1pct']:.1%}  relative L2: {result['relative_l2']:.4f}"
-    ]
-    for name, part in result["by_component"].items():
-        lines.append(
-            f"{name:<12} changed > 1 %: {part['changed_fraction_1pct']:.1%}  relative L2: {part['relative_l2']:.4f}"
-        )
-    _print(result, as_json, "\n".join(lines))
+    print_result(result, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -509,7 +466,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
-        _show(doctor_view(found), MIN_WIDTH)
+        show_rich(doctor_view(found), MIN_WIDTH)
 
 
 @app.command()

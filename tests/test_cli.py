@@ -35,7 +35,7 @@ SURFACE = {
     "prompts filter": "[PROMPTS] --checkpoint --tokenizer --out --samples --keep --balance --max-new-tokens --batch "
     "--gate --reward --template --tp --dp --seed --json",
     "rollouts show": "RUN --step --task --sort --limit --json",
-    "analyze weights": "BEFORE AFTER --json",
+    "analyze weights": "[CHECKPOINTS] --transition --run --spectrum --out --json",
     "doctor": "--json",
     "report": "RUN",
 }
@@ -183,6 +183,12 @@ WRONG: list[tuple[list[str], str]] = [
     (["data", "build", "{missing}.yaml", "--tokenizer", "t", "--out", "{new}"], "{missing}.yaml"),
     (["data", "show", "{missing}"], "{missing}"),
     (["analyze", "weights", "{missing}", "{hf}"], "{missing}"),
+    (["analyze", "weights", "{hf}"], "at least two checkpoints"),
+    (["analyze", "weights", "{hf}", "{cut}"], "not a readable safetensors file"),
+    (["analyze", "weights", "{hf}", "{nan}"], "{nan}: tensor lm_head.weight holds NaN"),
+    (["analyze", "weights", "{hf}", "{hf}"], "the same checkpoint is given twice"),
+    (["analyze", "weights", "{hf}", "{checkpoint}", "--run", "{missing}"], "{missing}: no config.yaml"),
+    (["analyze", "weights", "{hf}", "{checkpoint}", "--transition", "{missing}"], "--transition"),
     (["report", "{missing}"], "{missing}"),
     (["quickstart", "--family", "gpt9", "--out", "{new}"], "unknown model family 'gpt9'"),
     (["import", "{hf}"], "--out"),

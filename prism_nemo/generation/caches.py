@@ -27,6 +27,10 @@ class Cache(ABC):
         """Make room for `capacity` tokens per row."""
         return
 
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return 0
+
 
 class KeyValues(Cache):
     """Keys and values, [rows, groups, capacity, d] each; the token at position p of a response lies in column p.
@@ -57,6 +61,10 @@ class KeyValues(Cache):
             new[:, :, : old.shape[2]] = old
             setattr(self, name, new)
 
+    def nbytes(self) -> int:
+        """See `Cache.nbytes`."""
+        return self.keys.nbytes + self.values.nbytes
+
 
 class State(Cache):
     """A Mamba mixer's last inputs of the convolution [rows, width - 1, channels] and state [rows, groups, n, heads of a
@@ -76,6 +84,10 @@ class State(Cache):
         """See `Cache.move`."""
         for own in (self.window, self.state):
             own.index_copy_(0, targets, own.index_select(0, sources))
+
+    def nbytes(self) -> int:
+        """See `Cache.nbytes`."""
+        return self.window.nbytes + self.state.nbytes
 
 
 class Nothing(Cache):

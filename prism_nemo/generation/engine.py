@@ -23,6 +23,7 @@ from prism_nemo.errors import InputError
 from prism_nemo.generation.choose import choose
 from prism_nemo.generation.decode import Decoder
 from prism_nemo.generation.requests import Request, Response, check_request
+from prism_nemo.generation.room import affordable
 from prism_nemo.generation.rows import Lane, Prompt, Sequence
 from prism_nemo.models.decoder import LanguageModel
 
@@ -44,7 +45,8 @@ class Engine:
         model: This rank's part, in any tensor- and pipeline-parallel layout.
         slots: Responses that are written at a time.
         cache_tokens: Most tokens that the caches hold, over all slots; fewer slots are used where prompts and responses
-            could be longer than their share. None for no limit.
+            could be longer than their share. None for as many as fit in half of the memory that is free when `generate`
+            is called.
         prefill_tokens: Prompts are read up to this many tokens at a time.
         decode: Text of token ids, for requests with `stop_texts`.
     """
@@ -109,17 +111,20 @@ class _Run:
         self.unread = deque(prompts)
         self.waiting = deque(sorted(self.sequences, key=lambda s: rank[id(s.prompt)]))
         self.most = max(len(r.prompt) + r.sampling.max_new_tokens for r in requests)
-        self.lanes = self._lanes(engine, len(prompts[0].tokens))
         group = parallel_state.get_model_parallel_group()
         self.group = group if group.size() > 1 else None
+        self.lanes = self._lanes(engine, len(prompts[0].tokens))
         # Ranks count tensor-parallel ranks first, then stages: the first rank of the last stage draws the tokens.
         self.drawing = group.size() - parallel_state.get_tensor_model_parallel_world_size()
         # By lane, what its last turn gave, and the messages to wait for before it is read.
         self.drawn: dict[int, tuple[torch.Tensor, list[Any]]] = {}
 
     def _lanes(self, engine: Engine, longest_prompt: int) -> list[Lane]:
-        slots = engine.slots if engine.cache_tokens is None else min(engine.slots, engine.cache_tokens // self.most)
-        slots = min(slots, len(self.sequences))
+        if engine.cache_tokens is None:
+            room = affordable(self.decoder, self.most, self.group)
+        else:
+            room = engine.cache_tokens // self.most
+        slots = min(engine.slots, room, len(self.sequences))
         count = min(slots, parallel_state.get_pipeline_model_parallel_world_size())
         rows = slots // count
         a = engine.model.architecture

@@ -12,9 +12,10 @@ from generation_workers import load_model
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
 from prism_nemo.generation import layers
+from prism_nemo.generation.decode import Decoder
 from prism_nemo.generation.engine import Engine
 from prism_nemo.generation.parity import layer_gaps
-from prism_nemo.generation.requests import Request, SamplingParams, request_seed
+from prism_nemo.generation.requests import Request, Response, SamplingParams, request_seed
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import forward_logits
 from prism_nemo.runtime import start, stop
@@ -132,6 +133,39 @@ def capacity_of(model: LanguageModel, prompts: list[list[int]], options: dict[st
     caches.KeyValues.__init__, caches.KeyValues.grow = made, grown  # type: ignore[method-assign]
     write(model, requests_of(prompts), **options)
     return max(rows for rows, _ in seen), max(columns for _, columns in seen)
+
+
+def with_little_memory(
+    model: LanguageModel, prompts: list[list[int]], rows: float
+) -> tuple[list[Response], int, int, str]:
+    """Responses where half of the free memory holds the caches of `rows` of the longest request.
+
+    And the most rows that were made, by how much the caches of 3 rows are larger than foretold, and the refusal.
+    """
+    from prism_nemo.generation import room
+
+    decoder = Decoder(model)
+    fact = sum(cache.nbytes() for cache in decoder.caches(3, 41))
+    free = int(2 * rows * room.row_bytes(decoder, 41))
+    kept, room.free_memory = room.free_memory, lambda device: free
+    made = []
+    caches = Decoder.caches
+
+    def counted(self: Decoder, count: int, capacity: int) -> Any:
+        made.append(count)
+        return caches(self, count, capacity)
+
+    Decoder.caches = counted  # type: ignore[method-assign]
+    said = ""
+    responses: list[Response] = []
+    try:
+        responses = Engine(model).generate(requests_of(prompts))
+    except InputError as error:
+        said = str(error)
+    finally:
+        room.free_memory = kept
+        Decoder.caches = caches  # type: ignore[method-assign]
+    return responses, max(made), fact - 3 * room.row_bytes(decoder, 41), said
 
 
 def overflowing(model: LanguageModel, prompt: list[int]) -> None:

@@ -22,6 +22,7 @@ from engine_workers import (
     rounding_of_bf16,
     stop_text,
     twice,
+    with_little_memory,
     write,
 )
 from generation_workers import in_one_process
@@ -144,6 +145,19 @@ def test_caches_are_bounded_and_sized_to_what_is_written(families: dict[str, str
         rows, columns = launch(in_one_process, families["llama"], capacity_of, PROMPTS, options)
         assert rows == most[0]
         assert columns <= most[1]
+
+
+@pytest.mark.parametrize("case", ["llama", "nemotron-h"])
+def test_no_more_responses_are_written_than_memory_has_room_for(case: str, families: dict[str, str]) -> None:
+    """In half of the free memory; the same tokens come out, and what a row is said to take is what it takes."""
+    plenty = launch(in_one_process, families[case], with_little_memory, PROMPTS, 1000.0)
+    little = launch(in_one_process, families[case], with_little_memory, PROMPTS, 3.5)
+    assert plenty[1] == 3 * len(PROMPTS)
+    assert little[1] == 3
+    assert [r.tokens for r in little[0]] == [r.tokens for r in plenty[0]]
+    assert little[2] == 0
+    nothing = launch(in_one_process, families[case], with_little_memory, PROMPTS, 0.9)
+    assert "Lower max_new_tokens" in nothing[3]
 
 
 def test_bad_requests_are_refused(families: dict[str, str]) -> None:

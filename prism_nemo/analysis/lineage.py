@@ -1,0 +1,68 @@
+"""What the optimizer of a stage did, read from its run directory: what null models need to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prism_nemo.analysis.nulls import Schedule
+from prism_nemo.checkpoint.retention import step_of
+from prism_nemo.config import MidtrainConfig, RLConfig, load_yaml, resolve
+from prism_nemo.errors import InputError
+from prism_nemo.run import read_metrics
+from prism_nemo.training.schedule import learning_rate
+
+
+def schedule_of(run: Path, first: int = 0, last: int | None = None) -> Schedule:
+    """The learning rates of a stage's updates, and its weight decay.
+
+    Args:
+        run: Directory of a mid-training or RL stage.
+        first: Step that is the earlier checkpoint; 0 for what the stage began with.
+        last: Step that is the later checkpoint; the last one recorded if not given.
+
+    Raises:
+        InputError: If it is no such directory, or has recorded no step.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{run}: no config.yaml there; give the directory of a mid-training or RL stage")
+    values = load_yaml(path)
+    if last is None:
+        steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "step" in line]
+        if not steps:
+            raise InputError(f"{run / 'metrics.jsonl'}: no step is recorded")
+        last = max(steps)
+    config: MidtrainConfig | RLConfig
+    if "grpo" in values:
+        config = resolve(RLConfig, values, [], source=str(path))
+        updates = config.grpo.mini_batches * config.grpo.epochs
+    else:
+        config, updates = resolve(MidtrainConfig, values, [], source=str(path)), 1
+    rates = [
+        learning_rate(config.schedule, config.optimizer.lr, step, config.train_steps)
+        for step in range(first, last)
+        for _ in range(updates)
+    ]
+    return Schedule.of(rates, config.optimizer.weight_decay)
+
+
+def stage_between(before: Path, after: Path) -> Schedule | None:
+    """The schedule between two native checkpoints of one run, or between a stage's start and one of its checkpoints.
+
+    Returns:
+        None where `after` is no checkpoint of a run that began with `before` or passed through it.
+    """
+    run = after.parent.parent
+    if after.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+        return None
+    last = step_of(after)
+    if last is None:
+        return None
+    if before.resolve().parent == after.resolve().parent:
+        first = step_of(before)
+        return None if first is None or first > last else schedule_of(run, first, last)
+    values = load_yaml(run / "config.yaml")
+    origin = values.get("init_from")
+    if origin is None or Path(str(origin)).resolve() != before.resolve():
+        return None
+    return schedule_of(run, 0, last)
