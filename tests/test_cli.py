@@ -31,11 +31,25 @@ SURFACE = {
     "verify": "HF_DIR CHECKPOINT --tp --pp --card --json",
     "midtrain": "RECIPE [OVERRIDES]",
     "rl": "RECIPE [OVERRIDES]",
-    "eval": "CHECKPOINT --tokenizer --suite --questions --split --json",
+    "eval": "MODEL --suite --out --split --task --data --questions --format --elicit --choose-on-test --samples "
+    "--temperature --top-p --max-new-tokens --length --held-out --held-out-rows --seq-length --text --task-folder "
+    "--reward --bos --engine --tokenizer --batch --cache --seed --tp --pp --dp --json",
+    "regrade": "EVALUATION --reward --json",
+    "select": "[EVALUATIONS] --by --on-test --out --json",
+    "retention": "BASE [MODELS] --suite --out --margin --loss-margin --may-differ --task --data --questions --samples "
+    "--max-new-tokens --held-out --held-out-rows --seq-length --task-folder --engine --tokenizer --seed --tp --pp "
+    "--json",
+    "merge": "[MODELS] --out --weight --method --density --carry-from --json",
     "prompts filter": "[PROMPTS] --checkpoint --tokenizer --out --samples --keep --balance --max-new-tokens --batch "
     "--gate --reward --template --tp --dp --seed --json",
     "rollouts show": "RUN --step --task --sort --limit --json",
     "analyze weights": "[CHECKPOINTS] --transition --run --spectrum --out --json",
+    "analyze cka": "[MODELS] --data --source --texts --tokenizer --rows --seq-length --null-draws --seed --out --json",
+    "analyze path": "[MODELS] --out --data --source --tasks --tokenizer --first --second --grid --rows --seq-length "
+    "--questions --samples --max-new-tokens --gate --seed --tp --pp --json",
+    "analyze entropy": "[MODELS] --data --source --tasks --tokenizer --rows --seq-length --questions --samples "
+    "--max-new-tokens --gate --seed --out --json",
+    "status": "[RUNS] --json",
     "doctor": "--json",
     "report": "RUN",
 }
@@ -176,7 +190,21 @@ WRONG: list[tuple[list[str], str]] = [
         ["rl", "{recipes}/rl.py", "checkpoint={missing}", "tokenizer=t", "run_dir={new}", "tasks=[arithmetic]"],
         "{missing}",
     ),
-    (["eval", "{missing}", "--tokenizer", "{missing}"], "{missing}: not a complete"),
+    (["eval", "{missing}", "--tokenizer", "{missing}"], "{missing}: no such folder"),
+    (["eval", "{checkpoint}"], "{checkpoint}: has no tokenizer"),
+    (["eval", "{checkpoint}", "--reward", "sandbox"], "override 'sandbox' is not of the form key=value"),
+    (["eval", "{cut}"], "{cut}"),
+    (["regrade", "{missing}"], "{missing}"),
+    (["select", "{missing}", "{new}"], "{missing}"),
+    (["retention", "{missing}", "{new}", "--suite", "pocket"], "{missing}"),
+    (["merge", "{hf}", "--out", "{new}"], "at least two models"),
+    (["merge", "{hf}", "{missing}", "--out", "{new}"], "{missing}"),
+    (["merge", "{hf}", "{hf}", "--out", "{new}", "--method", "mean"], "--method 'mean' is unknown"),
+    (["merge", "{hf}", "{hf}", "--out", "{new}", "--weight", "nan"], "--weight"),
+    (["analyze", "cka", "{hf}", "{missing}"], "no text to compare on"),
+    (["analyze", "path", "{hf}", "{checkpoint}", "--out", "{new}"], "{hf}: has no tokenizer"),
+    (["analyze", "entropy", "{hf}"], "nothing to measure"),
+    (["analyze", "entropy", "{hf}", "--tasks", "algebra"], "algebra"),
     (["eval", "{checkpoint}", "--tokenizer", "{missing}"], "{missing}"),
     (["eval", "{checkpoint}", "--tokenizer", "t", "--suite", "all"], "--suite 'all' is unknown"),
     (["eval", "{checkpoint}", "--tokenizer", "t", "--split", "all"], "--split 'all' is unknown"),
@@ -190,6 +218,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["analyze", "weights", "{hf}", "{checkpoint}", "--run", "{missing}"], "{missing}: no config.yaml"),
     (["analyze", "weights", "{hf}", "{checkpoint}", "--transition", "{missing}"], "--transition"),
     (["report", "{missing}"], "{missing}"),
+    (["status", "{missing}"], "{missing}"),
     (["quickstart", "--family", "gpt9", "--out", "{new}"], "unknown model family 'gpt9'"),
     (["import", "{hf}"], "--out"),
     (["import", "{hf}", "--out", "{new}", "--tp", "0"], "--tp"),

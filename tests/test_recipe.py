@@ -102,10 +102,13 @@ def module(name: str) -> Any:
 
 
 def test_every_shipped_recipe_is_known_here() -> None:
-    assert sorted(p.stem for p in RECIPES.glob("*.py")) == ["__init__", "hardware", "midtrain", "rl"]
+    recipes = {"evaluate", "longcontext", "midtrain", "pipeline", "rl"}
+    parts = {"__init__", "fit", "grid", "hardware", "launch", "layouts", "machine", "provenance", "show", "stages"}
+    assert {p.stem for p in RECIPES.glob("*.py")} == recipes | parts
 
 
-@pytest.mark.parametrize("hardware", list(module("hardware").HARDWARE))
+# 144 GPUs are for the long-context phase: its 36 rows are shared out over them, the 128 rows of this one are not.
+@pytest.mark.parametrize("hardware", sorted(set(module("hardware").HARDWARE) - {"h100x144"}))
 def test_midtrain_recipe_is_the_studys(hardware: str) -> None:
     """arXiv 2603.17074, table 16."""
     config = mid(RECIPES / "midtrain.py", "checkpoint=c", "data=d", "run_dir=r", f"hardware={hardware}")

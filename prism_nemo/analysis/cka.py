@@ -124,6 +124,23 @@ def debiased_linear_cka(x: Tensor, y: Tensor) -> float:
     return _ratio(_unbiased_hsic(x, y), *own)
 
 
+def plain_linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear CKA as the PRISM study prints it (arXiv 2603.17074): the formula above without centring.
+
+    What all rows share counts as likeness. The mean of real residual streams is far longer than the spread around it,
+    so this is near 1 for any two models that have it in common, and is reported beside the other forms only.
+
+    Args:
+        x: (n, p), any floating type.
+        y: (n, q), the same inputs in the same order.
+
+    Raises:
+        ValueError: As `linear_cka`, with n of at least 1; or one of them is all zeros.
+    """
+    x, y = _checked_pair(x, y, least=1)
+    return _ratio(_gram_product(x, y), _gram_product(x, x), _gram_product(y, y))
+
+
 class LinearCKA:
     """Linear CKA over minibatches; the result is that of `linear_cka` on all rows at once, to rounding.
 

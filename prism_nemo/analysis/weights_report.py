@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from prism_nemo.analysis.lineage import schedule_of, stage_between
 from prism_nemo.analysis.nulls import Null, Schedule, nulls_of
 from prism_nemo.analysis.sources import load, open_weights
 from prism_nemo.analysis.spectrum import Spectrum, spectrum_of
+from prism_nemo.analysis.tables import write_tables
 from prism_nemo.analysis.tally import Tally
 from prism_nemo.analysis.weights import Progress, UpdateComparison, WeightComparison, compare_checkpoints
-from prism_nemo.checkpoint.atomic import write_text
 from prism_nemo.errors import InputError
 
 _FEW = 6  # transitions up to which each is compared with every other
@@ -127,19 +126,14 @@ class WeightsReport:
                             }  # fmt: skip
 
     def write(self, out: Path) -> list[Path]:
-        """Write OUT/weights.json, OUT/weights.jsonl (tidy) and, where pyarrow is installed, OUT/weights.parquet."""
-        out.mkdir(parents=True, exist_ok=True)
-        rows = list(self.rows())
-        write_text(out / "weights.json", json.dumps(self.to_dict()))
-        write_text(out / "weights.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        written = [out / "weights.json", out / "weights.jsonl"]
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            return written
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out / "weights.parquet")
-        return [*written, out / "weights.parquet"]
+        """Write OUT/weights.json, weights.jsonl (tidy), weights.html (figures) and, with pyarrow, weights.parquet."""
+        from prism_nemo.analysis.weights_figures import weights_figures
+        from prism_nemo.report.standalone import write_figures
+
+        written = write_tables(out, "weights", self.to_dict(), self.rows())
+        names = ", ".join(t.name for t in self.transitions[:3])
+        write_figures(out / "weights.html", "What changed in the weights", names, weights_figures(self))
+        return [*written, out / "weights.html"]
 
 
 def transition_of(text: str) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from prism_nemo.analysis.nulls import Null
 from prism_nemo.analysis.weights_report import Transition, WeightsReport
 
 # Narrower than this the tables do not fit; a pipe counts as 80 columns.
-MIN_WIDTH = 110
+MIN_WIDTH = 124
 _NULLS = {"decay": "decay alone", "random_walk": "random walk", "drift": "drift", "fitted": "fitted"}
 
 
@@ -82,7 +82,7 @@ def _thresholds(transition: Transition) -> Table:
 
 def _components(transition: Transition) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("component")
+    table.add_column("component", no_wrap=True)
     for name in ("parameters", "distance", "drift", "> 1 %"):
         table.add_column(name, justify="right")
     shown = [n for n in _NULLS if any(null.name == n for found in transition.nulls.values() for null in found)]
@@ -91,7 +91,7 @@ def _components(transition: Transition) -> Table:
         table.add_column(_NULLS[name], justify="right", style="dim")
     table.add_column("> 5 %", justify="right")
     table.add_column("fitted", justify="right", style="dim")
-    table.add_column("smallest | largest tenth", justify="right")
+    table.add_column("> 1 % of small | large", justify="right", no_wrap=True)
     for part, change in transition.comparison.by_subcomponent.items():
         nulls = {null.name: null for null in transition.nulls.get(part, [])}
         table.add_row(
@@ -119,7 +119,7 @@ def _tenths(change: WeightChange) -> str:
 def _spectra(transition: Transition) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("update of", "norm", "stable rank", "effective rank", "of a random one", "energy in the largest"):
-        table.add_column(name, justify="left" if name == "update of" else "right")
+        table.add_column(name, justify="left" if name == "update of" else "right", no_wrap=name == "update of")
     for name, spectrum in transition.spectra.items():
         if spectrum is None:
             table.add_row(name, "0")

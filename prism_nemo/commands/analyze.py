@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from prism_nemo.commands.printing import Json, say, show_rich
+from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say, show_rich
 
 analyze_app = typer.Typer(no_args_is_help=True, help="What a stage changed inside the model.")
+
+Models = Annotated[list[Path], typer.Argument(help="In the order of training: Hugging Face folders or native ones.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of built data, for held-out text.")]
+Source = Annotated[list[str] | None, typer.Option(help="A held-out source of --data; default all of weight 0.")]
+Tasks = Annotated[list[str] | None, typer.Option(help="A task, reasoning_gym:NAME or prompts:FILE; may be repeated.")]
+TokenizerFolder = Annotated[Path | None, typer.Option(help="Default: the first model's own.")]
+SeqLength = Annotated[int, typer.Option(min=2, help="Most tokens of a text.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the tables (JSON, tidy JSONL and Parquet).")]
+Questions = Annotated[int, typer.Option(min=1, help="Of each task.")]
+Samples = Annotated[int, typer.Option(min=1, help="Answers to each question.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Gate = Annotated[str, typer.Option(help="Required form of an answer: think or none.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 
 @analyze_app.command("weights")
@@ -27,7 +40,7 @@ def analyze_weights(
         typer.Option(help="Run directory of the stage between two checkpoints, one for each step in order, or -."),
     ] = None,
     spectrum: Annotated[bool, typer.Option("--spectrum", help="Singular values of the updates too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the tables (JSON, tidy JSONL and Parquet).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for figures and tables (JSON, tidy JSONL, Parquet).")] = None,
     as_json: Json = False,
 ) -> None:
     """How much the weights changed, in size, direction and place, beside what null models would give."""
@@ -53,3 +66,160 @@ def analyze_weights(
         typer.echo(json.dumps(report.to_dict()))
     else:
         show_rich(weights_view(report), MIN_WIDTH)
+
+
+@analyze_app.command("cka")
+def analyze_cka(
+    models: Models,
+    data: Data = None,
+    source: Source = None,
+    texts: Annotated[list[Path] | None, typer.Option(help="File of text or JSON lines; may be repeated.")] = None,
+    tokenizer: TokenizerFolder = None,
+    rows: Annotated[int, typer.Option(min=4, help="Texts of each input.")] = 200,
+    seq_length: SeqLength = 512,
+    null_draws: Annotated[int, typer.Option(min=0, help="Random updates of the same size, for each pair.")] = 3,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """How alike representations are, layer by layer, beside random updates of the same size."""
+    from prism_nemo.analysis.cka_view import cka_figures, cka_lines
+    from prism_nemo.analysis.representations import CKASettings, compare_representations
+
+    settings = CKASettings(
+        tuple(map(str, models)), _text(data), tuple(source or ()), tuple(map(str, texts or ())), _text(tokenizer),
+        rows, seq_length, null_draws=null_draws, seed=seed,
+    )  # fmt: skip
+    found = compare_representations(settings, say)
+    _finish("cka", found.to_dict(), cka_lines(found), out, as_json)
+    if out is not None:
+        from prism_nemo.report.standalone import write_figures
+
+        names = ", ".join(model["name"] for model in found.models)
+        write_figures(out / "cka.html", "How alike representations are", names, cka_figures(found))
+
+
+@analyze_app.command("path")
+def analyze_path(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="Folder of the result; the same command goes on there.")],
+    data: Data = None,
+    source: Source = None,
+    tasks: Tasks = None,
+    tokenizer: TokenizerFolder = None,
+    first: Annotated[int, typer.Option(min=2, help="Points between the first two models.")] = 7,
+    second: Annotated[int, typer.Option(min=2, help="Points between the last two.")] = 5,
+    grid: Annotated[int, typer.Option(min=0, help="Points along each side of a square; 0 for none.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of held-out text.")] = 256,
+    seq_length: SeqLength = 128,
+    questions: Questions = 128,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = 48,
+    gate: Gate = "think",
+    seed: Seed = 7,
+    tp: Tp = 1,
+    pp: Pp = 1,
+    as_json: Json = False,
+) -> None:
+    """Loss and pass rate on the way from one model to the next, and over a square."""
+    from prism_nemo.analysis.path import PathSettings, path_lines
+    from prism_nemo.analysis.path import analyze_path as run
+    from prism_nemo.config import ParallelConfig
+
+    settings = PathSettings(
+        tuple(map(str, models)), str(out), first, second, grid, _text(data), tuple(source or ()), rows, seq_length,
+        _answers(tasks, questions, samples, max_new_tokens, gate, seed), _text(tokenizer),
+        parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp),
+    )  # fmt: skip
+    result = run(settings)
+    _finish("path", result, path_lines(result), out, as_json)
+
+
+@analyze_app.command("entropy")
+def analyze_entropy(
+    models: Models,
+    data: Data = None,
+    source: Source = None,
+    tasks: Tasks = None,
+    tokenizer: TokenizerFolder = None,
+    rows: Annotated[int, typer.Option(min=2, help="Rows of held-out text.")] = 256,
+    seq_length: SeqLength = 128,
+    questions: Questions = 128,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = 48,
+    gate: Gate = "think",
+    seed: Seed = 7,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Entropy of tokens, length of answers, and the likelihood of right and wrong ones, stage by stage."""
+    from prism_nemo.analysis.entropy import EntropySettings, entropy_lines
+    from prism_nemo.analysis.entropy import analyze_entropy as run
+
+    answers = _answers(tasks, questions, samples, max_new_tokens, gate, seed)
+    settings = EntropySettings(
+        tuple(map(str, models)), answers, _text(data), tuple(source or ()), rows, seq_length, _text(tokenizer)
+    )
+    result = run(settings, say)
+    _finish("entropy", result, entropy_lines(result), out, as_json)
+
+
+def merge(
+    models: Models,
+    out: Annotated[Path, typer.Option(help="Hugging Face folder to create.")],
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="linear, slerp: share of the first of two models (0.15); else one for each; may be repeated."
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="linear, task_arithmetic, ties or slerp.")] = "linear",
+    density: Annotated[float, typer.Option(help="ties: share of each update that is kept.")] = 0.2,
+    carry_from: Annotated[Path | None, typer.Option(help="Parent whose configuration and tokenizer are taken.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge models in weight space, tensor by tensor, into a new Hugging Face folder."""
+    from prism_nemo.analysis.merge import MergeSettings, merge_models
+    from prism_nemo.training.progress import Progress
+
+    settings = MergeSettings(tuple(map(str, models)), str(out), method, tuple(weight or ()), density, _text(carry_from))
+    progress: list[Progress] = []
+
+    def watch(done: int, total: int) -> None:
+        if not progress:
+            progress.append(Progress("merge (bytes)", total, 0, True))
+        if done < total:
+            progress[0].update(done, "")
+
+    record = merge_models(settings, watch)
+    shares = ", ".join(f"{share:g} {parent['path']}" for share, parent in _shares(record))
+    print_result(record, as_json, "\n".join([f"{out}: {record['method']} of {shares}", *record["notes"]]))
+
+
+def _shares(record: dict[str, Any]) -> list[tuple[float, dict[str, Any]]]:
+    """Weight of each parent; of an update's weight there is none for the base."""
+    weights, parents = record["weights"], record["parents"]
+    return list(zip([1.0] * (len(parents) - len(weights)) + list(weights), parents, strict=True))
+
+
+def _answers(tasks: list[str] | None, questions: int, samples: int, max_new_tokens: int, gate: str, seed: int) -> Any:
+    from prism_nemo.analysis.sampled import AnswerSettings
+
+    return AnswerSettings(
+        tuple(tasks or ()), questions=questions, samples=samples, max_new_tokens=max_new_tokens, gate=gate, seed=seed
+    )
+
+
+def _finish(name: str, result: dict[str, Any], lines: list[str], out: Path | None, as_json: bool) -> None:
+    if not is_main():
+        return
+    if out is not None:
+        from prism_nemo.analysis.tables import write_tables
+
+        for path in write_tables(out, name, result, result["rows"]):
+            say(f"prism-nemo: wrote {path}")
+    print_result(result, as_json, "\n".join(lines))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -14,7 +14,7 @@ from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig, RewardConfig, RolloutConfig
 from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.data.tokenizer import load_tokenizer
-from prism_nemo.evaluation.statistics import wilson_interval
+from prism_nemo.evaluation.statistics.intervals import wilson_interval
 from prism_nemo.generation.engine import Engine
 from prism_nemo.models.build import build_model
 from prism_nemo.models.decoder import LanguageModel

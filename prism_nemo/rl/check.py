@@ -9,7 +9,9 @@ from prism_nemo.checkpoint.native import read_architecture
 from prism_nemo.config import GRPOConfig, RLConfig, RolloutConfig
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError
+from prism_nemo.evaluation.in_training.suite import Suite, resolve_suite
 from prism_nemo.generation.vllm import check_vllm
+from prism_nemo.models.family import Architecture
 from prism_nemo.models.recompute import check_recompute_of
 from prism_nemo.precision.check import check_precision
 from prism_nemo.rl.controls import CONTROLS
@@ -36,7 +38,8 @@ def check(config: RLConfig) -> list[Task]:
     Raises:
         InputError: Naming the key and what would work.
     """
-    check_stage(config, "rollout.prompts_per_step", "rollout.max_new_tokens", "grpo.mini_batches", "grpo.epochs")
+    counts = ("rollout.prompts_per_step", "rollout.max_new_tokens", "rollout.slots", "grpo.mini_batches", "grpo.epochs")
+    check_stage(config, *counts)
     if not config.tasks:
         raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
     tasks = tasks_of(config)
@@ -64,7 +67,17 @@ def check(config: RLConfig) -> list[Task]:
             f"{config.tokenizer}: {tokenizer.vocab_size} tokens, but the model has {architecture.vocab_size}"
         )
     check_prompt_lengths(tasks, tokenizer, architecture.max_position_embeddings - config.rollout.max_new_tokens)
+    suite_of(config, architecture)
     return tasks
+
+
+def suite_of(config: RLConfig, architecture: Architecture) -> Suite | None:
+    """What is asked beside the rollouts while training goes on.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    return resolve_suite(config.evaluation, architecture, config.parallel, tokenizer=config.tokenizer)
 
 
 def tasks_of(config: RLConfig) -> list[Task]:
@@ -118,6 +131,8 @@ def _check_rollout(config: RolloutConfig, positions: int) -> None:
             f"rollout.temperature {config.temperature}, rollout.top_p {config.top_p}: training needs "
             "samples of the policy itself, temperature 1 and top_p 1"
         )
+    if config.cache_tokens < 0:
+        raise InputError(f"rollout.cache_tokens: {config.cache_tokens} must be 0 (what fits) or more")
     if config.max_new_tokens >= positions:
         raise InputError(
             f"rollout.max_new_tokens {config.max_new_tokens} leaves no room for a prompt within the model's "

@@ -61,6 +61,10 @@ class Collector:
         self._rank = parallel_state.get_data_parallel_rank()
         self._share = config.rollout.prompts_per_step // parallel_state.get_data_parallel_world_size()
 
+    def epochs(self, state: TrainState) -> dict[str, float]:
+        """How often each prompt file has been gone through so far."""
+        return self._stream.epochs(state.extra.get(CURSOR, 0))
+
     def collect(self, state: TrainState) -> Collected:
         """The rollouts of the next step; moves the cursor of `state`. Every rank calls this.
 

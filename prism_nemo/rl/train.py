@@ -14,10 +14,11 @@ from prism_nemo.checkpoint.native import TrainState, read_architecture
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import RLConfig
 from prism_nemo.data.tokenizer import load_tokenizer
+from prism_nemo.evaluation.in_training.hooks import InTraining
 from prism_nemo.generation.engine import Engine
 from prism_nemo.generation.vllm import VLLMEngine
 from prism_nemo.models.recompute import recompute_fields
-from prism_nemo.rl.check import check, tasks_of
+from prism_nemo.rl.check import check, suite_of, tasks_of
 from prism_nemo.rl.collect import Collected, Collector, sum_over_ranks
 from prism_nemo.rl.metrics import keep_samples, metrics_line, summarise
 from prism_nemo.rl.parity import check_gap, check_parity
@@ -31,6 +32,7 @@ from prism_nemo.rl.update import Updater, update_values
 from prism_nemo.run import RunDirectory, last_value
 from prism_nemo.runtime import Runtime, start, stop
 from prism_nemo.training.guards import StepGuard, check_replicas
+from prism_nemo.training.midtrain import forward_step
 from prism_nemo.training.monitors import listen
 from prism_nemo.training.progress import Progress
 from prism_nemo.training.schedule import learning_rate
@@ -75,13 +77,26 @@ class Session:
             self.reference = Reference(self.trainer, config.grpo, Path(config.init_from), folder, self.state)
         stream = PromptStream(tasks, config.seed, config.task_shares)
         self.vllm = self._vllm() if config.rollout.backend == "vllm" else None
-        engine = self.vllm or Engine(self.trainer.raw)
+        rollout = config.rollout
+        engine = self.vllm or Engine(self.trainer.raw, rollout.slots, rollout.cache_tokens or None)
         self.collector = Collector(config, stream, engine, judge, self.tokenizer)
         self.updater = Updater(config, self.trainer, self.reference, self.tokenizer.pad_id)
         self.guard = StepGuard(config.guards, self.state, self.run)
         self.progress = Progress(stage, config.train_steps, self.state.step, runtime.is_main)
         self.first_step = self.state.step
         self.reward = last_value(self.run.metrics_path, "reward")
+        self.monitors = listen(self.run, config, config.monitor, self.state.step)
+        self.evaluation = InTraining(
+            config.evaluation,
+            suite_of(config, architecture),
+            self.run,
+            self.trainer,
+            forward_step,
+            config.micro_batch_size,
+            self.state.step,
+            config.train_steps,
+            self.progress.say,
+        )
 
     def step(self) -> None:
         """Sample, score, update, report; moves the state."""
@@ -173,6 +188,9 @@ class Session:
             line = metrics_line(state, means, update_values(results), lr, clock, config.control)
             if config.grpo.dynamic_sampling:
                 line["sampling_rounds"] = collected.rounds
+            epochs = self.collector.epochs(state)
+            if epochs:
+                line["prompt_epochs"] = epochs
             self.run.log(line)
             keep_samples(self.run, state.step, collected.sampled)
         length = means["response_tokens"] / means["responses"]
@@ -224,13 +242,16 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
         request = ending.enter_context(StopRequest(config.max_seconds, runtime.device))
         watchdog = ending.enter_context(Watchdog(config.guards.watchdog_seconds, runtime.rank))
         ending.enter_context(saver)
-        ending.callback(listen(session.run, config, config.monitor, session.state.step).close)
+        ending.callback(session.monitors.close)
+        ending.callback(session.evaluation.close)
         state: TrainState = session.state
         while state.step < config.train_steps:
             watchdog.alive(f"step {state.step + 1}")
             session.step()
             if config.guards.replica_check_interval and state.step % config.guards.replica_check_interval == 0:
                 check_replicas(session.trainer.raw, state.step)
+            session.evaluation.after_step(state.step, watchdog.alive)
             session.end_step(request)
+        session.evaluation.finish(watchdog.alive)
     stop()
     return {"step": state.step, "reward": session.reward, "seconds": state.seconds, "checkpoint": str(session.saved)}

@@ -17,6 +17,8 @@ from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import MidtrainConfig
 from prism_nemo.data.samples import Batch
 from prism_nemo.errors import InputError
+from prism_nemo.evaluation.in_training.hooks import InTraining
+from prism_nemo.evaluation.in_training.suite import Suite, resolve_suite
 from prism_nemo.models.family import Architecture, architecture_from_hf
 from prism_nemo.models.layers.context_parallel import cut_batch
 from prism_nemo.models.layers.documents import pack_documents
@@ -76,7 +78,17 @@ def check(config: MidtrainConfig) -> Architecture:
     if config.data.validation_source is not None:
         open_held_out(config)
     planned(config, manifest)
+    _suite(config, architecture)
     return architecture
+
+
+def _suite(config: MidtrainConfig, architecture: Architecture) -> Suite | None:
+    """What is asked while training goes on."""
+    from prism_nemo.data.manifest import load_manifest
+
+    path, fp8 = config.data.path, config.precision.fp8 != "off"
+    tokenizer = load_manifest(path).tokenizer.path
+    return resolve_suite(config.evaluation, architecture, config.parallel, path, config.seq_length, tokenizer, fp8)
 
 
 def language_model_loss(
@@ -138,6 +150,17 @@ class _Session:
         if config.data.validation_source is not None:
             self.validation = Validation(config, self.trainer, forward_step)
         self.monitors = listen(self.run, config, config.monitor, self.state.step)
+        self.evaluation = InTraining(
+            config.evaluation,
+            _suite(config, architecture),
+            self.run,
+            self.trainer,
+            forward_step,
+            config.micro_batch_size,
+            self.state.step,
+            config.train_steps,
+            self.progress.say,
+        )
         self._open()
         self.loss = last_value(self.run.metrics_path, "loss")
 
@@ -229,6 +252,7 @@ class _Session:
             f"{self.state.consumed_samples:,} to {bad - 1:,} are left out"
         )
         self.run.truncate_metrics(self.state.step)
+        self.evaluation.rewind(self.state.step)
         self.state.consumed_samples = bad
         self._open()
         self.guard.rolled_back(before)
@@ -260,6 +284,7 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
         watchdog.alive("building the model and loading the checkpoint")
         session = _Session(config, stage, runtime, saver)
         ending.callback(session.monitors.close)
+        ending.callback(session.evaluation.close)
         while session.state.step < config.train_steps:
             watchdog.alive(f"step {session.state.step + 1}")
             try:
@@ -275,9 +300,11 @@ def midtrain(config: MidtrainConfig, stage: str = "midtrain") -> dict[str, Any]:
             ):
                 watchdog.alive(f"the validation after step {state.step}")
                 session.run.log({"step": state.step, "validation_loss": session.validation.loss()})
+            session.evaluation.after_step(state.step, watchdog.alive)
             watchdog.alive(f"saving after step {state.step}")
             saved = end_step(stage, config, session.run, session.trainer, state, request, saver)
             session.saved = saved or session.saved
+        session.evaluation.finish(watchdog.alive)
     stop()
     return {
         "step": session.state.step,

@@ -5,6 +5,7 @@ Mid-training and reinforcement learning differ in what a step is; everything aro
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,6 +76,39 @@ def check_stage(config: StageConfig, *counts: str) -> None:
     check_schedule(config.schedule)
     if config.checkpoint.keep_every is not None:
         check_positive(config, "checkpoint.keep_every")
+    check_run_directory(config)
+
+
+def check_run_directory(config: StageConfig) -> None:
+    """Refuse the directory of another stage, or of one that began with another checkpoint: it would be gone on with.
+
+    A checkpoint that was only moved is known by the hash of its manifest.
+
+    Raises:
+        InputError: Naming the directory and what it holds.
+    """
+    path = Path(config.run_dir) / "lineage.json"
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+        stage, events = found.get("stage"), list(found.get("events", []))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not readable ({error}); give the stage another run_dir") from error
+    mine = "rl" if hasattr(config, "grpo") else "midtrain"
+    if stage not in (None, mine):
+        raise InputError(
+            f"run_dir {config.run_dir}: holds a stage of kind {stage}, and this one is {mine}; give another"
+        )
+    began = next((event for event in events if event.get("event") == "started from"), None)
+    parent = Path(config.init_from) if config.init_from else None
+    if began is None or parent is None or not (parent / MANIFEST).is_file():
+        return
+    if sha256(parent / MANIFEST) != began.get("manifest_sha256"):
+        raise InputError(
+            f"run_dir {config.run_dir}: its stage began with {began.get('checkpoint')}, not with {parent}; give "
+            "another run_dir, or the checkpoint that it began with"
+        )
 
 
 def make_trainer(

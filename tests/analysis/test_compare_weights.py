@@ -165,11 +165,12 @@ def test_blocks_and_shards_do_not_matter(tmp_path: Path, seed: int, scale: float
     after = {name: (tensor + scale * torch.randn_like(tensor)).to(dtype) for name, tensor in before.items()}
     where = tmp_path / f"{seed}-{scale}-{dtype}"
     whole = compare_weights(save(where / "a", before), save(where / "b", after)).to_dict()
-    previous, weights._BLOCK = weights._BLOCK, 3  # most tensors then end in an incomplete block
+    previous = weights._BLOCK, weights._STRETCH
+    weights._BLOCK, weights._STRETCH = 9, 14  # blocks of two rows, the last one of one; tasks of three rows
     try:
         parts = compare_weights(save(where / "c", before, shards=3), save(where / "d", after, shards=2)).to_dict()
     finally:
-        weights._BLOCK = previous
+        weights._BLOCK, weights._STRETCH = previous
     a, b = (torch.cat([t.double().reshape(-1) for t in tensors.values()]) for tensors in (before, after))
     for result in (whole, parts):
         for key, share in result["thresholds"].items():

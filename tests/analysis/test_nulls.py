@@ -103,8 +103,9 @@ def test_a_schedule_is_summed_over_its_steps() -> None:
 def test_which_nulls_there_are(tmp_path: Path) -> None:
     before = weights()
     _, tally = observed(tmp_path, before, before * 1.02)
-    names = [null.name for null in nulls_of(tally, False, Schedule.of([1e-3], 0.1))]
-    assert names == ["decay", "random_walk", "drift"]  # every weight passed 1 %: nothing to fit
+    nulls = nulls_of(tally, False, Schedule.of([1e-3, 3e-3], 0.1))
+    assert [null.name for null in nulls] == ["decay", "random_walk", "drift"]  # every weight passed 1 %: nothing to fit
+    assert [null.scale for null in nulls] == pytest.approx([1 - (1 - 1e-4) * (1 - 3e-4), 1e-3 * math.sqrt(10), 4e-3])
     undecayed = nulls_of(tally, False, Schedule.of([1e-3], 0.1), decayed=False)
     assert [null.name for null in undecayed] == ["random_walk", "drift"]
     assert nulls_of(tally, False, None) == []

@@ -85,6 +85,13 @@ def test_norms_signs_and_tenths(tmp_path: Path, dtype: torch.dtype) -> None:
     assert change.deciles[0] > change.deciles[-1]
 
 
+def test_zero_has_no_sign(tmp_path: Path) -> None:
+    before = {A: torch.tensor([[1.0, -1.0, 0.0, 0.0, 2.0, -2.0]])}
+    after = {A: torch.tensor([[0.0, 0.0, 1.0, -1.0, -1e-30, 3.0]])}
+    change = compare_weights(save(tmp_path / "a", before), save(tmp_path / "b", after)).total
+    assert change.sign_flip_fraction == pytest.approx(2 / 6)
+
+
 def test_weights_that_only_shrank_have_that_drift(tmp_path: Path) -> None:
     before = draw(0)
     after = {name: 0.9 * tensor for name, tensor in before.items()}

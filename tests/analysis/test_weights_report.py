@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
 
+from prism_nemo.analysis import weights
 from prism_nemo.analysis.lineage import schedule_of, stage_between
 from prism_nemo.analysis.nulls import Schedule
 from prism_nemo.analysis.spectrum import spectrum_of
@@ -48,8 +49,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_native_checkpoint_has_the_same_weights(family: str, tmp_path: Path) -> None:
-    """Stored for two tensor-parallel ranks and with a padded vocabulary; against a moved copy, tensor by tensor."""
+def test_a_native_checkpoint_has_the_same_weights(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored for two tensor-parallel ranks and with a padded vocabulary, read a few rows at a time; against a moved
+    copy, tensor by tensor.
+    """
+    monkeypatch.setattr(weights, "_BLOCK", 500)
     hf = save_tiny(family, tmp_path / "hf")
     native = tmp_path / "native"
     import_hf(hf, native, ParallelConfig(tensor_model_parallel_size=2))
@@ -146,12 +150,16 @@ def test_two_ways_to_rl_are_compared(models: dict[str, Path]) -> None:
 def test_tables_are_tidy_and_equal(models: dict[str, Path], tmp_path: Path) -> None:
     report = analyze_weights(WeightsSettings([models["base"], models["mid"]], spectrum=True))
     written = report.write(tmp_path / "out")
-    assert [path.name for path in written] == ["weights.json", "weights.jsonl", "weights.parquet"]
+    assert [path.suffix for path in written] == [".json", ".jsonl", ".parquet", ".html"]
     rows = [json.loads(line) for line in written[1].read_text().splitlines()]
     import pyarrow.parquet
 
     assert pyarrow.parquet.read_table(written[2]).to_pylist() == rows
+    page = written[3].read_text()
+    assert page.count("<svg") == 4  # thresholds, components, tenths, layers
+    assert "http://" not in page.replace("http://www.w3.org", "")
     total = report.transitions[0].comparison.total
+    assert f"changed by more than 1 % observed: {100 * total.thresholds['1']:.1f}" in page
     found = {(row["measure"], row["null"]): row["value"] for row in rows if row["scope"] == "total"}
     assert found["changed_1pct", None] == total.thresholds["1"]
     assert found["relative_l2", None] == total.relative_l2

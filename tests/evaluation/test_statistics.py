@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,13 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_nemo.evaluation.statistics import (
+from prism_nemo.evaluation.statistics.intervals import (
     Interval,
     clustered_interval,
     intervals_apart,
-    mcnemar_exact,
     mean_interval,
-    paired_difference,
     wilson_interval,
 )
 
@@ -69,7 +66,6 @@ def test_confidence_is_a_share(confidence: float) -> None:
         lambda: wilson_interval(1, 2, confidence),
         lambda: mean_interval([0, 1], confidence),
         lambda: clustered_interval([[0, 1], [1, 1]], confidence),
-        lambda: paired_difference([0, 1], [1, 1], confidence),
     ):
         with pytest.raises(ValueError, match="confidence"):
             call()
@@ -187,93 +183,3 @@ def test_intervals_apart() -> None:
     assert not intervals_apart(touching, low)
     assert not intervals_apart(Interval(1, 0, 9), high)
     assert not intervals_apart(high, Interval(1, 0, 9))
-
-
-def test_paired_difference_against_all_resamples() -> None:
-    a, b = [0, 0, 1, 0, 1], [1, 0, 1, 1, 0]
-    differences = [1, 0, 0, 1, -1]
-    every = [sum(draw) / 5 for draw in itertools.product(differences, repeat=5)]
-    low, high = np.quantile(every, [0.1, 0.9])
-    interval = paired_difference(a, b, confidence=0.8, resamples=20_000)
-    assert interval.estimate == pytest.approx(0.2)
-    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_paired_difference_is_seeded_paired_and_signed() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.integers(0, 2, size=400)
-    b = np.where(rng.random(400) < 0.05, 1, a)  # better on a few questions, equal on the rest
-    interval = paired_difference(a.tolist(), b.tolist())
-    assert interval == paired_difference(a.tolist(), b.tolist(), seed=0)
-    scores = rng.random(400).tolist()
-    few = [paired_difference(a.tolist(), scores, resamples=100, seed=seed) for seed in (1, 2)]
-    assert few[0].low != few[1].low  # the seed is used
-    assert interval.low > 0  # unpaired intervals overlap here
-    assert not intervals_apart(wilson_interval(int(a.sum()), 400), wilson_interval(int(b.sum()), 400))
-    reverse = paired_difference(b.tolist(), a.tolist())
-    assert (reverse.low, reverse.high) == (pytest.approx(-interval.high), pytest.approx(-interval.low))
-    error = (b - a).std() / math.sqrt(400)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.06)
-    unshuffled = paired_difference(a.tolist(), rng.permutation(b).tolist())
-    assert unshuffled.high - unshuffled.low > 2 * (interval.high - interval.low)
-
-
-def test_paired_difference_in_blocks_equals_requested_resamples() -> None:
-    # 20,000 questions make blocks of 52 resamples; 130 of them must not become 104 or 156.
-    a = [0.0] * 20_000
-    b = [1.0, 0.0] * 10_000
-    rng = np.random.default_rng(3)
-    means = [np.array(b)[rng.integers(0, 20_000, size=(m, 20_000))].mean(axis=1) for m in (52, 52, 26)]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    interval = paired_difference(a, b, resamples=130, seed=3)
-    assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_paired_difference_without_variation_is_not_certain() -> None:
-    same = paired_difference([0, 1] * 128, [0, 1] * 128)
-    assert (same.estimate, same.low, same.high) == (
-        0,
-        pytest.approx(-0.0148, abs=1e-4),
-        pytest.approx(0.0148, abs=1e-4),
-    )
-    shifted = paired_difference([0] * 256, [1] * 256)
-    assert (shifted.estimate, shifted.high) == (1, pytest.approx(1))
-    assert shifted.low == pytest.approx(1 - 2 * 0.0147839, abs=1e-6)
-    rounded = paired_difference([0.1, 0.2, 0.3], [0.3, 0.4, 0.5])
-    assert rounded.high - rounded.low > 0.5
-
-
-@quick
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 5))
-def test_mcnemar_is_the_binomial_tail(only_a: int, only_b: int, both: int) -> None:
-    a = [1] * only_a + [0] * only_b + [1] * both + [0]
-    b = [0] * only_a + [1] * only_b + [1] * both + [0]
-    n = only_a + only_b
-    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    assert mcnemar_exact(a, b) == pytest.approx(min(1.0, 2 * tail))
-    assert mcnemar_exact(a, b) == mcnemar_exact(b, a)
-
-
-def test_mcnemar_known_values() -> None:
-    assert mcnemar_exact([1, 0, 1], [1, 0, 1]) == 1.0
-    assert mcnemar_exact([0] * 6, [1] * 6) == 2 / 64
-    assert mcnemar_exact([1] + [0] * 9, [0] + [1] * 9) == 22 / 1024
-    assert 0 <= mcnemar_exact([0] * 3000, [1] * 3000) < 1e-300  # beyond the range of floats: no overflow
-
-
-@pytest.mark.parametrize("function", [paired_difference, mcnemar_exact])
-def test_paired_functions_refuse(function) -> None:
-    for a, b, match in (
-        ([], [], "non-empty"),
-        ([1, 0], [1], "2 questions"),
-        ([0, 2], [0, 1], "a: outcomes"),
-        ([0, 1], [0, -1], "b: outcomes"),
-        ([math.nan], [1], "NaN"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            function(a, b)
-    for a, b in (([0.5], [1]), ([1], [0.5])):
-        with pytest.raises(ValueError, match="0 or 1"):
-            mcnemar_exact(a, b)
-    with pytest.raises(ValueError, match="resamples"):
-        paired_difference([0, 1], [1, 1], resamples=10)

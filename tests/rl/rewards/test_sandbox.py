@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import signal
 import threading
 import time
@@ -120,11 +121,15 @@ def test_threads_may_share_a_sandbox(sandbox):
     assert outputs == {i: f"{i}\n" for i in range(4)}
 
 
+@pytest.mark.parametrize("ready", [True, False])
 @pytest.mark.parametrize("mode", BOTH)
-def test_a_sandbox_lost_while_it_waited_is_replaced(mode):
+def test_a_sandbox_lost_while_it_waited_is_replaced(mode, ready):
+    """Also one that had said that it is ready: its program would seem to have printed nothing, and score 0."""
     with Sandbox(LIMITS, mode) as sandbox:
         sandbox.run("pass")
         (waiting,) = waiting_in(sandbox)
+        if ready:
+            select.select([waiting._process.stdout], [], [], 30)
         os.killpg(waiting._process.pid, signal.SIGKILL)
         assert sandbox.run("print(1)").stdout == "1\n"
 

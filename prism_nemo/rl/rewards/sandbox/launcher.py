@@ -1,5 +1,8 @@
 """Runs inside of the sandbox, before the program: sets limits, says that it is ready, reads the program and becomes it.
 
+A byte says that it is ready, and another one that it takes a program: a sandbox that was killed in between (it may have
+waited for hours) is not taken for a program that printed nothing.
+
 Its text is handed to the sandbox's interpreter with ``-c``; it imports little, as its start is paid for every
 execution. Arguments: ``NAME=VALUE`` for each resource limit; ``filter=HEX`` for a system call filter that nobody
 installed yet. Stdin: the number of files, then name and content of each, then the program (each as eight bytes of
@@ -63,7 +66,9 @@ def prepare():
         setattr(builtins, name, sys.exit)
     sys.argv = ["program.py"]
     os.write(1, b"\x06")
-    for _ in range(number()):
+    files = number()
+    os.write(1, b"\x06")  # taken: what happens from here on is the program's doing
+    for _ in range(files):
         name = read(number()).decode()
         with open(name, "wb") as file:
             file.write(read(number()))

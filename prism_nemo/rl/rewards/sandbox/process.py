@@ -14,7 +14,7 @@ from prism_nemo.rl.rewards.sandbox.cgroup import ControlGroup
 from prism_nemo.rl.rewards.sandbox.command import Recipe
 from prism_nemo.rl.rewards.sandbox.limits import Execution
 
-_READY = b"\x06"
+_READY = b"\x06"  # also for "taken"; see launcher.py
 _CHUNK = 1 << 16
 _DRAIN_SECONDS = 0.5  # for what a program wrote last, once it has ended
 
@@ -74,6 +74,9 @@ class SandboxProcess:
         killed_for = self._communicate(job, started, kept, refill)
         seconds = time.monotonic() - started
         self.stop()
+        if killed_for is None and kept["stdout"][:1] != _READY:
+            raise NotStarted("it ended while it waited")
+        del kept["stdout"][:1]
         code = self._process.returncode
         code = 128 - code if code < 0 else code
         out, err = (bytes(data[: self._limits.output_bytes]).decode("utf-8", "replace") for data in kept.values())
@@ -142,7 +145,7 @@ class SandboxProcess:
                         key.data.extend(data)
                         if not data:
                             selector.unregister(key.fd)
-                        if len(key.data) > self._limits.output_bytes:
+                        if len(key.data) > self._limits.output_bytes + (key.fd == stdout):
                             return "output"
                 if not refilled and stdin not in selector.get_map():
                     refilled = True

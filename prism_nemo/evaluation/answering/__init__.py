@@ -1,0 +1,1 @@
+"""Putting questions to a model, keeping its answers, and judging them."""

@@ -1,0 +1,1 @@
+"""A small evaluation while a stage trains."""

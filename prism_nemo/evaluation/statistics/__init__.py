@@ -1,0 +1,1 @@
+"""Intervals, differences, resampling and power, in plain Python and numpy."""

@@ -1,0 +1,1 @@
+"""What is asked: benchmarks, question files, procedural and long-context questions."""
