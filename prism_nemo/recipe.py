@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +39,12 @@ def load_recipe(
         raise InputError(f"{path}: a recipe is a .py file or a config.yaml")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a recipe called json.py must not take that module's place.
+    spec = importlib.util.spec_from_file_location(f"prism_nemo_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass of the recipe looks its types up
     _run(path, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
     build = getattr(module, function, None)
     if build is None:

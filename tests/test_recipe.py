@@ -146,3 +146,22 @@ def test_recipe_functions_take_text_only() -> None:
     for name in ("midtrain", "rl"):
         parameters = inspect.signature(getattr(module(name), name)).parameters.values()
         assert {str(p.annotation) for p in parameters} <= {"str", "<class 'str'>"}
+
+
+def test_a_recipe_may_define_a_dataclass(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from prism_nemo.config import MidtrainConfig\n"
+        "@dataclass\n"
+        "class Size:\n"
+        "    steps: int = 7\n"
+        "def midtrain() -> MidtrainConfig:\n"
+        "    return MidtrainConfig(run_dir='r', train_steps=Size().steps, init_from='c')\n"
+    )
+    config = load_recipe(path, "midtrain", MidtrainConfig, ["data.path=d"])
+    assert config.train_steps == 7
+    import json
+
+    assert json.dumps(1) == "1"

@@ -36,6 +36,7 @@ from prism_nemo.errors import InputError
 __all__ = ["THRESHOLDS_PERCENT", "WeightChange", "WeightComparison", "compare_checkpoints", "compare_weights"]
 
 _BLOCK = 1 << 18  # weights of a checkpoint that a thread holds at once: 1.6 MB in bf16 and fp32
+_LISTED = 8  # tensors that a message names
 _STRETCH = 1 << 22  # weights of a task
 
 Progress = Callable[[int, int], None]  # weights done, weights in all
@@ -104,12 +105,8 @@ def _comparable(checkpoints: Sequence[Weights]) -> tuple[list[str], list[str]]:
         skipped.add(HEAD)
     for after in checkpoints[1:]:
         first, second = before.names() - skipped, after.names() - skipped
-        for name in sorted(first ^ second):
-            holder, lacking = (before, after) if name in first else (after, before)
-            what = (
-                "one model ties its embeddings, the other does not" if name == HEAD else "are these one architecture?"
-            )
-            raise InputError(f"{lacking.folder}: tensor {name} is missing, but {holder.folder} holds it; {what}")
+        if first != second:
+            raise InputError(_unlike(before, after, first, second))
     for name in sorted(before.names() - skipped):
         for weights in checkpoints:
             shapes = before.shape(name), weights.shape(name)
@@ -126,6 +123,22 @@ def _comparable(checkpoints: Sequence[Weights]) -> tuple[list[str], list[str]]:
         if 0 in shapes[0] or not shapes[0]:
             skipped.add(name)
     return sorted(before.names() - skipped), sorted(skipped)
+
+
+def _unlike(before: Weights, after: Weights, first: set[str], second: set[str]) -> str:
+    """Which tensors only one of two checkpoints has, a few of them by name."""
+    said = []
+    for holder, lacking, names in ((before, after, first - second), (after, before, second - first)):
+        if names:
+            listed = sorted(names)
+            more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+            what = "tensor" if len(listed) == 1 else "tensors"
+            said.append(
+                f"{lacking.folder}: {what} {', '.join(listed[:_LISTED])}{more} is missing, but {holder.folder} holds it"
+            )
+    head = HEAD in first ^ second
+    why = "one model ties its embeddings, the other does not" if head else "are these one architecture?"
+    return f"{'; '.join(said)}; {why}"
 
 
 def compare_checkpoints(

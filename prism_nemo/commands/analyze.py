@@ -12,6 +12,10 @@ from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, sa
 
 analyze_app = typer.Typer(no_args_is_help=True, help="What a stage changed inside the model.")
 
+_TITLES = {"path": "On the way from one model to the next", "entropy": "Entropy, length and likelihood by stage"}
+_PATH = "W = A + alpha (B - A) + beta (C - B), with 95 % intervals."
+_ENTROPY = "Entropies, losses and likelihoods in nats per token, lengths in tokens, with 95 % intervals."
+
 Models = Annotated[list[Path], typer.Argument(help="In the order of training: Hugging Face folders or native ones.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of built data, for held-out text.")]
 Source = Annotated[list[str] | None, typer.Option(help="A held-out source of --data; default all of weight 0.")]
@@ -132,7 +136,7 @@ def analyze_path(
         parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp),
     )  # fmt: skip
     result = run(settings)
-    _finish("path", result, path_lines(result), out, as_json)
+    _finish("path", result, path_lines(result), out, as_json, ("measure", "name"), _PATH)
 
 
 @analyze_app.command("entropy")
@@ -161,7 +165,7 @@ def analyze_entropy(
         tuple(map(str, models)), answers, _text(data), tuple(source or ()), rows, seq_length, _text(tokenizer)
     )
     result = run(settings, say)
-    _finish("entropy", result, entropy_lines(result), out, as_json)
+    _finish("entropy", result, entropy_lines(result), out, as_json, ("on", "measure"), _ENTROPY)
 
 
 def merge(
@@ -210,14 +214,28 @@ def _answers(tasks: list[str] | None, questions: int, samples: int, max_new_toke
     )
 
 
-def _finish(name: str, result: dict[str, Any], lines: list[str], out: Path | None, as_json: bool) -> None:
+def _finish(
+    name: str,
+    result: dict[str, Any],
+    lines: list[str],
+    out: Path | None,
+    as_json: bool,
+    by: tuple[str, ...] = (),
+    caption: str = "",
+) -> None:
+    """Print a result, and write its tables and, with `by`, its figures."""
     if not is_main():
         return
     if out is not None:
+        from prism_nemo.analysis.row_figures import row_figures
         from prism_nemo.analysis.tables import write_tables
+        from prism_nemo.report.standalone import write_figures
 
         for path in write_tables(out, name, result, result["rows"]):
             say(f"prism-nemo: wrote {path}")
+        if by:
+            names = ", ".join(m["name"] if isinstance(m, dict) else Path(m).name for m in result["models"])
+            write_figures(out / f"{name}.html", _TITLES[name], names, row_figures(result["rows"], by, caption))
     print_result(result, as_json, "\n".join(lines))
 
 

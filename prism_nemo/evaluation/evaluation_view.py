@@ -9,14 +9,15 @@ from rich.text import Text
 from prism_nemo.evaluation.result import Evaluation, TaskScore
 
 # Narrower than this the table does not fit; a pipe counts as 80 columns.
-MIN_WIDTH = 100
+MIN_WIDTH = 128
 
 
 def evaluation_view(evaluation: Evaluation) -> RenderableType:
     """Scores in percent (losses in nats per token) with 95 % intervals over questions."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("task", "domain", "metric", "score", "95 % interval", "chance", "questions x samples", "notes"):
-        table.add_column(name, justify="left" if name in ("task", "domain", "metric", "notes") else "right")
+        left = name in ("task", "domain", "metric", "notes")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name in ("task", "95 % interval"))
     for name, score in evaluation.tasks.items():
         table.add_row(
             name,

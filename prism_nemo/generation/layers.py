@@ -70,7 +70,7 @@ class Attention(Layer):
         """See `Layer.cache`."""
         return KeyValues((rows, self.groups, capacity, self.d), like)
 
-    def _project(
+    def project(
         self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[..., h] to rotated queries and keys [..., groups, per group + 1, d] and values [..., groups, d]."""
@@ -80,7 +80,7 @@ class Attention(Layer):
 
     def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
         """See `Layer.prefill`."""
-        qk, v = self._project(x, prompts.cos, prompts.sin)
+        qk, v = self.project(x, prompts.cos, prompts.sin)
         q = qk[..., :-1, :].flatten(2, 3).transpose(1, 2)
         k, v = qk[..., -1, :].transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
         if self.window is not None and x.shape[1] > self.window:
@@ -93,7 +93,7 @@ class Attention(Layer):
 
     def step(self, x: torch.Tensor, cache: KeyValues, step: Step) -> torch.Tensor:
         """See `Layer.step`."""
-        qk, v = self._project(x, step.cos, step.sin)
+        qk, v = self.project(x, step.cos, step.sin)
         capacity = cache.keys.shape[2]
         heads = torch.arange(step.rows * self.groups, device=x.device).view(-1, self.groups)
         places = (heads * capacity + step.positions.unsqueeze(-1)).flatten()
@@ -135,7 +135,8 @@ class MLP(Layer):
         """See `Layer.cache`."""
         return Nothing()
 
-    def _hidden(self, x: torch.Tensor) -> torch.Tensor:
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., h] to what the second matrix takes, [..., inner]."""
         hidden = self.fc1(x)
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
@@ -144,11 +145,11 @@ class MLP(Layer):
 
     def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
         """See `Layer.prefill`."""
-        return self._hidden(x), ()
+        return self.inner(x), ()
 
     def step(self, x: torch.Tensor, cache: Nothing, step: Step) -> torch.Tensor:
         """See `Layer.step`."""
-        return self._hidden(x)
+        return self.inner(x)
 
 
 class Mamba(Layer):
@@ -173,14 +174,15 @@ class Mamba(Layer):
         state = (rows, layout.local_groups, layout.d_state, wide)
         return State((rows, width - 1, channels), state, like)
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[..., h] to the gate [..., inner], the convolution's input [..., channels] and the steps [..., heads]."""
         m = self.mixer
         inner, _, bc, _, heads = m.layout.local_rows
         z, xbc, dt = self.projection(x).split([inner, inner + 2 * bc, heads], dim=-1)
         return z, xbc, positive_dt(dt, m.dt_bias, m.dt_limit)
 
-    def _parts(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def split_mixed(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The convolution's output [..., channels] as x [..., heads, p], B and C [..., groups, n]."""
         layout = self.mixer.layout
         inner, _, bc, _, _ = layout.local_rows
         x, b, c = mixed.split([inner, bc, bc], dim=-1)
@@ -189,23 +191,23 @@ class Mamba(Layer):
 
     def prefill(self, x: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Memory]:
         """See `Layer.prefill`."""
-        z, xbc, dt = self._project(x)
+        z, xbc, dt = self.project(x)
         width = self.kernel.shape[-1] - 1
         ends = prompts.lengths.view(-1, 1, 1) + torch.arange(width, device=x.device).view(1, -1, 1)
         window = F.pad(xbc, (0, 0, width, 0)).gather(1, ends.expand(-1, -1, xbc.shape[-1]))
-        xs, b, c = self._parts(causal_conv(xbc, self.kernel, self.bias))
+        xs, b, c = self.split_mixed(causal_conv(xbc, self.kernel, self.bias))
         y, state = ssd_scan(xs, dt * prompts.real, self.A, b, c, self.D, chunk_size=self.mixer.chunk_size)
         return self.mixer.norm(y.flatten(2), z), (window, state.view(len(x), b.shape[2], -1, b.shape[3]).mT)
 
     def step(self, x: torch.Tensor, cache: State, step: Step) -> torch.Tensor:
         """See `Layer.step`."""
-        z, xbc, dt = self._project(x)
+        z, xbc, dt = self.project(x)
         window = cache.window[: step.rows]
         mixed = xbc * self.taps[-1] if self.bias is None else torch.addcmul(self.bias, xbc, self.taps[-1])
         for i in range(window.shape[1]):
             mixed.addcmul_(window[:, i], self.taps[i])
             window[:, i] = window[:, i + 1] if i + 1 < window.shape[1] else xbc
-        xs, b, c = self._parts(F.silu(mixed))
+        xs, b, c = self.split_mixed(F.silu(mixed))
         y = _recur(cache.state[: step.rows], xs, dt, self.A, b, c)
         y.addcmul_(xs, self.D.unsqueeze(-1))
         return self.mixer.norm(y.to(x.dtype).flatten(1), z)

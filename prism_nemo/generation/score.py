@@ -158,7 +158,7 @@ class _Reader(Decoder):
             elif isinstance(layer, Mamba):
                 inner, memory = _mix(layer, normed, group, memories[i] if memories else None)
             elif isinstance(layer, MLP):
-                inner = layer._hidden(normed)
+                inner = layer.inner(normed)
             else:
                 raise NotImplementedError(f"scoring does not know layers of the kind {type(layer).__name__}")
             left.append(memory)
@@ -227,7 +227,7 @@ def _attend(
     sin: torch.Tensor | None,
 ) -> torch.Tensor:
     """Normalised [n, h] to the projection's input [n, heads * d]; the columns take the tokens in."""
-    qk, v = layer._project(x, cos, sin)
+    qk, v = layer.project(x, cos, sin)
     keys, values = columns
     k, v = qk[:, :, -1].transpose(0, 1), v.transpose(0, 1)
     # The queries of a group become query positions of their shared key/value head: nothing is expanded.
@@ -251,7 +251,7 @@ def _mix(layer: Mamba, x: torch.Tensor, group: Pass, before: _Memory) -> tuple[t
 
     Padding enters the recurrence with a step of zero, which leaves the state as it is, and nothing reads its output.
     """
-    z, xbc, dt = layer._project(x)
+    z, xbc, dt = layer.project(x)
     layout, width = layer.mixer.layout, layer.kernel.shape[-1] - 1
     state_shape = layout.local_heads, layout.head_dim, layout.d_state
     windows = xbc.new_zeros(group.memories, width, xbc.shape[-1])
@@ -261,7 +261,7 @@ def _mix(layer: Mamba, x: torch.Tensor, group: Pass, before: _Memory) -> tuple[t
     y = torch.empty_like(z)
     for stretch in group.stretches:
         rows = torch.cat((windows[stretch.before], xbc[stretch.places]), dim=1)
-        parts = layer._parts(causal_conv(rows, layer.kernel, layer.bias)[:, width:])
+        parts = layer.split_mixed(causal_conv(rows, layer.kernel, layer.bias)[:, width:])
         out, state = ssd_scan(
             parts[0],
             dt[stretch.places] * stretch.real,

@@ -208,11 +208,11 @@ ROUNDING = 5e-4
 @pytest.mark.parametrize(
     ("case", "layout", "mistakes"),
     [
-        ("llama", "one", [("Attention", "step", 2), ("Attention", "prefill", 1), ("MLP", "_hidden", 3)]),
+        ("llama", "one", [("Attention", "step", 2), ("Attention", "prefill", 1), ("MLP", "inner", 3)]),
         ("nemotron-h", "one", [("Mamba", "step", 5), ("Mamba", "prefill", 0), ("Attention", "step", 3)]),
         ("llama", "tp2-pp2", [("Attention", "step", 2)]),
         ("nemotron-h", "tp2-sp", [("Mamba", "step", 2)]),
-        pytest.param("nemotron-h", "pp2", [("Mamba", "step", 6), ("MLP", "_hidden", 1)], marks=pytest.mark.slow),
+        pytest.param("nemotron-h", "pp2", [("Mamba", "step", 6), ("MLP", "inner", 1)], marks=pytest.mark.slow),
     ],
 )
 def test_the_layer_that_parts_is_named(
