@@ -102,7 +102,7 @@ def module(name: str) -> Any:
 
 
 def test_every_shipped_recipe_is_known_here() -> None:
-    recipes = {"evaluate", "longcontext", "midtrain", "pipeline", "rl"}
+    recipes = {"evaluate", "longcontext", "merge", "midtrain", "pipeline", "rl"}
     parts = {"__init__", "fit", "grid", "hardware", "launch", "layouts", "machine", "provenance", "show", "stages"}
     assert {p.stem for p in RECIPES.glob("*.py")} == recipes | parts
 
@@ -165,3 +165,13 @@ def test_a_recipe_may_define_a_dataclass(tmp_path: Path) -> None:
     import json
 
     assert json.dumps(1) == "1"
+
+
+def test_the_merge_recipe_is_the_command_with_its_weight(tmp_path: Path) -> None:
+    """15 % base: one number of two models is the first one's share."""
+    from prism_nemo.analysis.merge_methods import recipe_of
+
+    settings = module("merge").merge("base", "mid", str(tmp_path / "out"))
+    assert settings.models == ("base", "mid")
+    recipe = recipe_of(settings.method, len(settings.models), settings.weights, settings.density)
+    assert recipe.weights == pytest.approx((0.15, 0.85))

@@ -80,6 +80,8 @@ class Null:
         scale: Standard deviation (or size) of the update; for `decay` the share that is taken away.
         thresholds: As `WeightChange.thresholds`.
         equal_fraction: As there.
+        bf16_equal_fraction: As there.
+        sign_flip_fraction: As there.
         relative_l2: As there.
         drift: As there.
         deciles: As there.
@@ -89,6 +91,8 @@ class Null:
     scale: float
     thresholds: dict[str, float]
     equal_fraction: float
+    bf16_equal_fraction: float
+    sign_flip_fraction: float
     relative_l2: float | None
     drift: float | None
     deciles: tuple[float, ...]
@@ -97,7 +101,8 @@ class Null:
         """As plain JSON values."""
         return {
             "name": self.name, "scale": self.scale, "thresholds": dict(self.thresholds),
-            "equal_fraction": self.equal_fraction, "relative_l2": self.relative_l2, "drift": self.drift,
+            "equal_fraction": self.equal_fraction, "bf16_equal_fraction": self.bf16_equal_fraction,
+            "sign_flip_fraction": self.sign_flip_fraction, "relative_l2": self.relative_l2, "drift": self.drift,
             "deciles": list(self.deciles),
         }  # fmt: skip
 
@@ -145,23 +150,32 @@ def fitted(tally: Tally, bf16: bool) -> Null | None:
 
 def gaussian(name: str, tally: Tally, scale: float, bf16: bool) -> Null:
     """Every weight moved by an independent Gaussian of one standard deviation."""
-    found = gaussian_levels(_sizes(tally.table), scale, bf16)
+    sizes = _sizes(tally.table)
+    found = gaussian_levels(sizes, scale, bf16)
+    rounded = found[:, 0] if bf16 else _stay(sizes, scale)
     norm = scale * math.sqrt(tally.parameters) / math.sqrt(tally.before) if tally.before else None
-    return _null(name, scale, tally, found, norm, 0.0 if tally.before else None)
+    flips = np.where(sizes > 0, _tail(sizes, scale), 0.0)  # it has to cross zero
+    return _null(name, scale, tally, found, rounded, flips, norm, 0.0 if tally.before else None)
 
 
 def decay(tally: Tally, factor: float, bf16: bool) -> Null:
     """Every weight multiplied by one factor."""
-    found = _moved(_sizes(tally.table), lambda a: a * factor, bf16)
-    known = tally.before > 0
-    return _null("decay", 1 - factor, tally, found, 1 - factor if known else None, factor - 1 if known else None)
+    sizes = _sizes(tally.table)
+    found = _moved(sizes, lambda a: a * factor, bf16)
+    rounded = found[:, 0] if bf16 else _stay_shifted(sizes, (1 - factor) * sizes)
+    lost = 1 - factor if tally.before > 0 else None
+    return _null(
+        "decay", 1 - factor, tally, found, rounded, np.zeros(len(sizes)), lost, None if lost is None else -lost
+    )
 
 
 def _shifted(name: str, tally: Tally, size: float, bf16: bool) -> Null:
     sizes = _sizes(tally.table)
     found = (_moved(sizes, lambda a: a + size, bf16) + _moved(sizes, lambda a: a - size, bf16)) / 2
+    rounded = found[:, 0] if bf16 else _stay_shifted(sizes, np.full(len(sizes), size))
     norm = size * math.sqrt(tally.parameters) / math.sqrt(tally.before) if tally.before else None
-    return _null(name, size, tally, found, norm, 0.0 if tally.before else None)
+    flips = ((sizes > 0) & (sizes < size)) / 2
+    return _null(name, size, tally, found, rounded, flips, norm, 0.0 if tally.before else None)
 
 
 def gaussian_levels(sizes: Array, scale: float, bf16: bool) -> Array:
@@ -179,6 +193,22 @@ def gaussian_levels(sizes: Array, scale: float, bf16: bool) -> Array:
     above = np.stack([_tail(up, scale) + _tail(down, scale) for up, down in zip(ups, downs, strict=True)], axis=1)
     above = np.concatenate([np.ones((len(sizes), 1)), np.minimum(above, 1.0), np.zeros((len(sizes), 1))], axis=1)
     return above[:, :-1] - above[:, 1:]
+
+
+def _stay(sizes: Array, scale: float) -> Array:
+    """Probability that fp32 weights, spread evenly between two numbers of bf16, round as before a Gaussian move.
+
+    With r the spacing over the scale: 1 - 2 int_0^1 Q(r x) dx, Q the Gaussian's tail.
+    """
+    r = (_next(sizes, True) - sizes) / max(scale, 1e-300)
+    with np.errstate(over="ignore"):
+        inside = (1 - np.exp(-(np.minimum(r, 1e3) ** 2) / 2)) / (r * math.sqrt(2 * math.pi))
+    return np.clip(1 - 2 * (_tail(r, 1.0) + inside), 0.0, 1.0)
+
+
+def _stay_shifted(sizes: Array, distance: Array) -> Array:
+    """The same for a move by a given distance."""
+    return np.clip(1 - distance / (_next(sizes, True) - sizes), 0.0, 1.0)
 
 
 def _tail(distance: Array, scale: float) -> Array:
@@ -250,7 +280,17 @@ def _level(key: str) -> int:
     return 2 + KEYS.index(key)
 
 
-def _null(name: str, scale: float, tally: Tally, found: Array, norm: float | None, drift: float | None) -> Null:
+def _null(
+    name: str,
+    scale: float,
+    tally: Tally,
+    found: Array,
+    rounded: Array,
+    flips: Array,
+    norm: float | None,
+    drift: float | None,
+) -> Null:
+    """From probabilities by magnitude: levels [k, LEVELS], equality once rounded to bf16, a changed sign."""
     shares = _shares(tally.table, found)
     above = shares[::-1].cumsum()[::-1]
     sizes = tally.table.counts.sum(axis=1)
@@ -260,6 +300,8 @@ def _null(name: str, scale: float, tally: Tally, found: Array, norm: float | Non
         scale,
         {key: float(above[2 + i]) for i, key in enumerate(KEYS)},
         float(shares[0]),
+        float(sizes @ rounded / sizes.sum()),
+        float(sizes @ flips / sizes.sum()),
         norm,
         drift,
         tuple(_deciles(sizes, changed)),

@@ -279,7 +279,7 @@ def _values(change: WeightChange) -> Iterator[tuple[str, float | None]]:
 def _null_values(null: Null) -> Iterator[tuple[str, float | None]]:
     for key in KEYS:
         yield f"changed_{key}pct", null.thresholds[key]
-    for name in ("relative_l2", "equal_fraction", "drift"):
+    for name in ("relative_l2", "equal_fraction", "bf16_equal_fraction", "sign_flip_fraction", "drift"):
         yield name, getattr(null, name)
     for i, share in enumerate(null.deciles, 1):
         yield f"changed_1pct_decile_{i}", share

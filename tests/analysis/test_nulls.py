@@ -53,6 +53,8 @@ def test_a_gaussian_that_was_added(tmp_path: Path, scale: float, dtype: torch.dt
     null = gaussian("random_walk", tally, scale, dtype == torch.bfloat16)
     assert null.thresholds == pytest.approx(seen.thresholds, abs=SPREAD + 2**-9)
     assert null.equal_fraction == pytest.approx(seen.equal_fraction, abs=SPREAD + 1e-3)
+    assert null.bf16_equal_fraction == pytest.approx(seen.bf16_equal_fraction, abs=SPREAD + 1e-3)
+    assert null.sign_flip_fraction == pytest.approx(seen.sign_flip_fraction, abs=SPREAD)
     if dtype == torch.float32:
         agrees(null, seen, SPREAD + 2**-9)
     fit = fitted(tally, dtype == torch.bfloat16)
@@ -70,6 +72,11 @@ def test_weight_decay_alone(tmp_path: Path) -> None:
         null = decay(tally, factor, True)
         assert null.thresholds == pytest.approx(seen.thresholds, abs=1e-9)
         assert null.equal_fraction == pytest.approx(seen.equal_fraction, abs=1e-9)
+        assert null.sign_flip_fraction == seen.sign_flip_fraction == 0
+    (tmp_path / "fp32").mkdir()
+    seen, tally = observed(tmp_path / "fp32", weights(), 0.999 * weights())
+    null = decay(tally, 0.999, False)
+    assert null.bf16_equal_fraction == pytest.approx(seen.bf16_equal_fraction, abs=SPREAD + 1e-3)
 
 
 def test_the_threshold_table_of_the_study(tmp_path: Path) -> None:
