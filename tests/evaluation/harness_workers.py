@@ -53,14 +53,16 @@ def theirs_and_ours(folder: str, tasks: str, engines: tuple[str, ...]) -> dict[s
 
 
 def on_real_questions(folder: str, tasks: str, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """lm-eval's own backend and ours in Megatron."""
+    """lm-eval's own backend in fp32 and in fp64, and ours in Megatron."""
     from lm_eval.models.huggingface import HFLM
 
     from prism_nemo.evaluation.harness.model import PrismNemoLM
 
     alone()
-    theirs = evaluated(HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=8), tasks, names)
-    return {"hf": theirs, "megatron": evaluated(PrismNemoLM(checkpoint=folder), tasks, names)}
+    found = {"megatron": evaluated(PrismNemoLM(checkpoint=folder), tasks, names)}
+    for name, dtype in (("hf", "float32"), ("hf64", "float64")):
+        found[name] = evaluated(HFLM(pretrained=folder, device="cpu", dtype=dtype, batch_size=8), tasks, names)
+    return found
 
 
 def ours(folder: str, tasks: str, tp: int, pp: int) -> dict[str, Any]:

