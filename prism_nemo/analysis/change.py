@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from prism_nemo.analysis.passes import EXPONENTS, LEVELS, THRESHOLDS_PERCENT
-from prism_nemo.analysis.tally import JointTally, Table, Tally
+from prism_nemo.analysis.passes import THRESHOLDS_PERCENT
+from prism_nemo.analysis.tally import JointTally, Tally
 
 KEYS = tuple(f"{percent:g}" for percent in THRESHOLDS_PERCENT)
-_ONE_PERCENT = 2 + THRESHOLDS_PERCENT.index(1)  # lowest level of a change above 1 %
+ONE_PERCENT = 2 + THRESHOLDS_PERCENT.index(1)  # lowest level of a change above 1 %
 _DECILES = 10
 
 
@@ -73,7 +73,7 @@ class WeightChange:
 
 def change_of(tally: Tally) -> WeightChange:
     """The measures of a tally of at least one weight."""
-    by_level = tally.table.counts.sum(axis=0)
+    by_level, sizes = tally.table.counts.sum(axis=0), tally.table.counts.sum(axis=1)
     above = by_level[::-1].cumsum()[::-1]  # at least of that level
     relative: float | None = 0.0
     if tally.change > 0:
@@ -88,19 +88,21 @@ def change_of(tally: Tally) -> WeightChange:
         weight_norm=math.sqrt(tally.before),
         drift=tally.along / tally.before if tally.before > 0 else None,
         sign_flip_fraction=tally.flips / tally.parameters,
-        deciles=tuple(deciles(tally.table)),
+        deciles=tuple(deciles(sizes, tally.table.counts[:, ONE_PERCENT:].sum(axis=1) / sizes)),
     )
 
 
-def deciles(table: Table) -> list[float]:
-    """Share changed by more than 1 % in each tenth of the weights by magnitude; fewer tenths of fewer than ten weights.
+def deciles(sizes: np.ndarray, changed: np.ndarray) -> list[float]:
+    """Share changed in each tenth of the weights by magnitude; fewer tenths of fewer than ten weights.
+
+    Args:
+        sizes: [k] number of weights of each magnitude, the smallest magnitude first.
+        changed: [k] share of them that changed.
 
     Returns:
         [10]; a tenth without a weight (fewer than ten weights) is left out.
     """
-    sizes = table.counts.sum(axis=1).astype(np.float64)
-    changed = table.counts[:, _ONE_PERCENT:].sum(axis=1) / np.maximum(sizes, 1)
-    ends = sizes.cumsum()
+    ends = sizes.cumsum().astype(np.float64)
     total = ends[-1]
     shares = []
     count = min(_DECILES, int(total))
@@ -163,7 +165,7 @@ def overlap_of(joint: JointTally, first: Tally, second: Tally) -> Overlap:
         chance,
         sized,
         _same_sign(joint, 1),
-        _same_sign(joint, _ONE_PERCENT),
+        _same_sign(joint, ONE_PERCENT),
     )
 
 
@@ -175,7 +177,3 @@ def _jaccard(both: float, one: float, two: float) -> float | None:
 def _same_sign(joint: JointTally, level: int) -> float | None:
     moved = joint.table[:, level:, level:, :].sum(axis=(0, 1, 2))
     return float(moved[1] / moved.sum()) if moved.sum() else None
-
-
-if LEVELS != 8 or EXPONENTS != 256:
-    raise RuntimeError("the compiled passes count in tables of 8 levels and 256 exponents")

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from prism_nemo.analysis.loading import architecture_of, names_of, open_model, tokenizer_of
+from prism_nemo.analysis.loading import names_of
 from prism_nemo.analysis.sampled import AnswerSettings, check_answers, questions_of, rate_of, sample_answers
 from prism_nemo.analysis.token_entropy import Asked, Told, token_entropies
 from prism_nemo.analysis.token_rows import TokenRows, check_rows, held_out_inputs
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.errors import InputError
+from prism_nemo.evaluation.engines.open import architecture_of, read_model, tokenizer_of
 from prism_nemo.evaluation.statistics.differences import token_mean
 from prism_nemo.generation.engine import Engine
 from prism_nemo.rl.rewards.task import CLOSE, OPEN, Problem
@@ -118,7 +119,10 @@ def _work(settings: EntropySettings, path: str, tokenizer_path: str, inputs: lis
     """One model, in a process of its own."""
     runtime = start(ParallelConfig(), seed=0)
     try:
-        model, tokenizer = open_model(Path(path), runtime), tokenizer_of(Path(path), tokenizer_path)
+        model, tokenizer = (
+            read_model(Path(path), runtime),
+            tokenizer_of(Path(path), tokenizer_path),
+        )
         engine = Engine(model, settings.slots, decode=tokenizer.decode)
         rows: list[dict[str, Any]] = []
         for task in settings.answers.tasks:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from prism_nemo.analysis.hf_tensors import HEAD
-from prism_nemo.analysis.loading import architecture_of
 from prism_nemo.analysis.merge_methods import Recipe, place_by_place, recipe_of
 from prism_nemo.analysis.sources import DTYPES, Weights, load, open_weights
 from prism_nemo.checkpoint.atomic import publish_folder
@@ -30,7 +29,7 @@ from prism_nemo.checkpoint.hf_writer import DEFAULT_SHARD_BYTES, Planned, plan_f
 from prism_nemo.checkpoint.importing import CARRIED, carry
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.evaluation.engines.fingerprint import fingerprint
-from prism_nemo.evaluation.engines.open import NATIVE, kind_of
+from prism_nemo.evaluation.engines.open import NATIVE, architecture_of, kind_of
 from prism_nemo.models.family import Architecture
 from prism_nemo.run import versions
 

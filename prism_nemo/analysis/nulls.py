@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from prism_nemo.analysis.change import KEYS, change_of
-from prism_nemo.analysis.passes import LEVELS, MAGNITUDES, THRESHOLDS_PERCENT, levels, limits
+from prism_nemo.analysis.change import KEYS, ONE_PERCENT, change_of, deciles
+from prism_nemo.analysis.passes import LEVELS, MAGNITUDES, levels, limits
 from prism_nemo.analysis.tally import Table, Tally
 from prism_nemo.errors import InputError
 
@@ -139,7 +140,7 @@ def fitted(tally: Tally, bf16: bool) -> Null | None:
         return None
 
     def changed(scale: float) -> float:
-        return float(_shares(tally.table, gaussian_levels(sizes, scale, bf16))[_level("1") :].sum())
+        return float(_shares(tally.table, gaussian_levels(sizes, scale, bf16))[ONE_PERCENT:].sum())
 
     low, high = rms * 1e-12, rms * 1e6
     for _ in range(100):  # the share grows with the scale
@@ -222,36 +223,22 @@ def _border(sizes: Array, limit: Array, up: bool, bf16: bool) -> Array:
     """Where a weight has to come to be stored beyond a limit: the middle between two neighbours in bf16."""
     if not bf16:
         return limit
-    inside = _bf16_towards_zero(limit) if up else _bf16_away(limit)  # the last number that is not beyond
+    nearest = to_bf16(limit)
+    past = nearest > limit if up else nearest < limit
+    inside = np.where(past, _next(nearest, not up), nearest)  # the last number that is not beyond
     beyond = _next(inside, up)
     return (inside + beyond) / 2
 
 
-def _bf16_towards_zero(values: Array) -> Array:
-    bits = np.abs(values).astype(np.float32)
-    # The cast may round up to fp32 and with that past a limit that lies below it.
-    bits = np.where(bits.astype(np.float64) > np.abs(values), np.nextafter(bits, np.float32(0)), bits)
-    return np.sign(values) * (bits.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
-
-
-def _bf16_away(values: Array) -> Array:
-    down = _bf16_towards_zero(values)
-    return np.where(down < values, _next(down, True), down)
-
-
 def _next(values: Array, up: bool) -> Array:
     """The neighbour in bf16 of numbers that bf16 has."""
-    bits = np.ascontiguousarray(values.astype(np.float32)).view(np.uint32) >> np.uint32(16)
-    order = np.where(bits & 0x8000, -(bits & 0x7FFF).astype(np.int64), bits.astype(np.int64)) + (1 if up else -1)
-    back = np.where(order < 0, (-order) | 0x8000, order).astype(np.uint32) << np.uint32(16)
-    return np.ascontiguousarray(back).view(np.float32).astype(np.float64)
+    there = torch.tensor(math.inf if up else -math.inf).bfloat16()
+    return np.asarray(torch.nextafter(torch.from_numpy(values).bfloat16(), there).double().numpy())
 
 
 def to_bf16(values: Array) -> Array:
     """Rounded to bf16, to nearest and ties to even, as float64."""
-    bits = np.ascontiguousarray(values.astype(np.float32)).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32).astype(np.float64)
+    return np.asarray(torch.from_numpy(values).bfloat16().double().numpy())
 
 
 def _moved(sizes: Array, move: Callable[[Array], Array], bf16: bool) -> Array:
@@ -276,10 +263,6 @@ def _shares(table: Table, found: Array) -> Array:
     return np.asarray(sizes @ found / sizes.sum())
 
 
-def _level(key: str) -> int:
-    return 2 + KEYS.index(key)
-
-
 def _null(
     name: str,
     scale: float,
@@ -294,7 +277,6 @@ def _null(
     shares = _shares(tally.table, found)
     above = shares[::-1].cumsum()[::-1]
     sizes = tally.table.counts.sum(axis=1)
-    changed = found[:, _level("1") :].sum(axis=1)
     return Null(
         name,
         scale,
@@ -304,20 +286,5 @@ def _null(
         float(sizes @ flips / sizes.sum()),
         norm,
         drift,
-        tuple(_deciles(sizes, changed)),
+        tuple(deciles(sizes, found[:, ONE_PERCENT:].sum(axis=1))),
     )
-
-
-def _deciles(sizes: Array, changed: Array) -> list[float]:
-    ends = sizes.cumsum().astype(np.float64)
-    count = min(10, int(ends[-1]))
-    shares = []
-    for k in range(count):
-        low, high = ends[-1] * k / count, ends[-1] * (k + 1) / count
-        inside = np.clip(np.minimum(ends, high) - np.maximum(ends - sizes, low), 0, None)
-        shares.append(float((inside * changed).sum() / inside.sum()))
-    return shares
-
-
-if len(THRESHOLDS_PERCENT) + 2 != LEVELS:
-    raise RuntimeError("a level for each threshold, one for equal and one for changed by less")

@@ -79,7 +79,7 @@ def sums(a: Any, b: Any) -> Any:
 def count(bits: Any, level: Any, table: Any) -> None:
     """Add to table [MAGNITUDES * LEVELS]; bits are those of the weights before, in fp32, as uint32."""
     for i in range(bits.size):
-        table[((bits[i] >> 16) & 0x7FFF) * 8 + level[i]] += 1
+        table[((bits[i] >> 16) & 0x7FFF) * LEVELS + level[i]] += 1
 
 
 @_compiled
@@ -117,6 +117,6 @@ def together(a: Any, b: Any, c: Any, d: Any, first: Any, second: Any, exponents:
         product += (np.float64(b[i]) - np.float64(a[i])) * (np.float64(d[i]) - np.float64(c[i]))
     for i in range(a.size):
         same = (b[i] > a[i]) == (d[i] > c[i])
-        where = ((exponents[i] >> 23) & 0xFF) * 128 + first[i] * 16 + second[i] * 2 + same
+        where = (((exponents[i] >> 23) & 0xFF) * LEVELS + first[i]) * LEVELS * 2 + second[i] * 2 + same
         table[where] += 1
     return product

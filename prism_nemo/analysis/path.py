@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from prism_nemo.analysis.loading import architecture_of, fill, same_architecture, tokenizer_of
+from prism_nemo.analysis.loading import same_architecture
 from prism_nemo.analysis.path_points import Point, barrier, fractions_of, path_points, segments_of
 from prism_nemo.analysis.sampled import AnswerSettings, check_answers, pass_rates
 from prism_nemo.checkpoint.atomic import write_text
@@ -27,6 +27,7 @@ from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.evaluation.engines.fingerprint import fingerprint
 from prism_nemo.evaluation.engines.megatron import MegatronModel
+from prism_nemo.evaluation.engines.open import architecture_of, fill, tokenizer_of
 from prism_nemo.evaluation.held_out_loss import check_held_out, held_out_sources, measure_held_out, task_name
 from prism_nemo.evaluation.statistics.differences import token_mean
 from prism_nemo.models.build import build_model

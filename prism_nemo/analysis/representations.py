@@ -13,13 +13,14 @@ import torch
 from prism_nemo.analysis.activations import States, collect_states, pick_tokens, texts_of
 from prism_nemo.analysis.alignment import mutual_neighbours, procrustes_of_grams
 from prism_nemo.analysis.gram import MEASURES, cka, cross_cka, drawn_cka, gram_of, half_sample_interval, half_samples
-from prism_nemo.analysis.loading import architecture_of, names_of, open_model, tokenizer_of
+from prism_nemo.analysis.loading import names_of
 from prism_nemo.analysis.massive import RAW, TREATMENTS, treat
 from prism_nemo.analysis.perturb import move_randomly
 from prism_nemo.analysis.token_rows import TokenRows, check_rows, file_inputs, held_out_inputs
 from prism_nemo.analysis.weights import compare_checkpoints
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError, PrismError
+from prism_nemo.evaluation.engines.open import architecture_of, read_model, tokenizer_of
 from prism_nemo.models.family import Architecture
 from prism_nemo.runtime import DTYPES, start, stop
 from prism_nemo.runtime.launch import launch
@@ -186,7 +187,7 @@ def _work(
     def states_of(model: Any) -> dict[str, States]:
         return {i.name: collect_states(model, i.rows, picks[i.name], settings.batch_tokens) for i in inputs}
 
-    states = [states_of(open_model(Path(path), runtime)) for path in settings.models]
+    states = [states_of(read_model(Path(path), runtime)) for path in settings.models]
     result = CKAComparison(
         [{"name": name, "path": path} for name, path in zip(names, settings.models, strict=True)], {}, []
     )
@@ -198,7 +199,7 @@ def _work(
         pair = f"{names[a]} / {names[b]}"
         nulls = []
         for draw in range(settings.null_draws if (a, b) in moves else 0):
-            model = open_model(Path(settings.models[a]), runtime)
+            model = read_model(Path(settings.models[a]), runtime)
             distance = move_randomly(model, moves[a, b], settings.seed + draw)
             result.moved.setdefault(pair, []).append(distance)
             nulls.append(states_of(model))

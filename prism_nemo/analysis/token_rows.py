@@ -10,11 +10,11 @@ import torch
 
 from prism_nemo.data.documents import read_unit
 from prism_nemo.data.held_out import HeldOut
-from prism_nemo.data.manifest import load_manifest
 from prism_nemo.data.mixture import Input
 from prism_nemo.data.tokenizer import Tokenizer
 from prism_nemo.data.units import units_of
 from prism_nemo.errors import InputError
+from prism_nemo.evaluation.held_out_loss import held_out_sources
 
 _LONGEST = 1 << 30  # bytes of a document
 
@@ -44,9 +44,7 @@ def held_out_inputs(data: str | Path, sources: Sequence[str], texts: int, seq_le
     Raises:
         InputError: As `HeldOut`; or no source has weight 0.
     """
-    names = list(sources) or [source.name for source in load_manifest(data).sources if source.weight == 0]
-    if not names:
-        raise InputError(f"{data}: no source has weight 0, so no text was held out; name the sources to be used")
+    names = list(sources) or held_out_sources(data)
     return [TokenRows(name, HeldOut(data, name, seq_length, texts).text()[0].tolist()) for name in names]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from prism_nemo.analysis.activations import States, collect_states
-from prism_nemo.analysis.loading import open_model
 from prism_nemo.analysis.path import Between
 from prism_nemo.analysis.perturb import move_randomly
 from prism_nemo.analysis.sampled import AnswerSettings, pass_rates, questions_of
@@ -17,6 +16,7 @@ from prism_nemo.analysis.token_entropy import Asked, Told, token_entropies
 from prism_nemo.checkpoint.convert import hf_tensors
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.tokenizer import Tokenizer, load_tokenizer
+from prism_nemo.evaluation.engines.open import read_model
 from prism_nemo.generation.requests import Request, Response
 from prism_nemo.models.build import build_model
 from prism_nemo.models.family import read_hf_config
@@ -33,9 +33,9 @@ def states_of(
 ) -> list[States]:
     """Of each model, and of the first one after each random move."""
     runtime = start(ParallelConfig(), seed=0)
-    found = [collect_states(open_model(Path(f), runtime), rows, picks, batch_tokens) for f in folders]
+    found = [collect_states(read_model(Path(f), runtime), rows, picks, batch_tokens) for f in folders]
     for relative, seed in moves:
-        model = open_model(Path(folders[0]), runtime)
+        model = read_model(Path(folders[0]), runtime)
         move_randomly(model, relative, seed)
         found.append(collect_states(model, rows, picks, batch_tokens))
     stop()
@@ -47,7 +47,7 @@ def moved_randomly(folder: str, relative: dict[str, float], seeds: Sequence[int]
     runtime = start(ParallelConfig(), seed=0)
     found = []
     for seed in seeds:
-        model = open_model(Path(folder), runtime)
+        model = read_model(Path(folder), runtime)
         distance = move_randomly(model, relative, seed)
         tensors = {name: tensor.clone() for name, tensor in hf_tensors(model, model.architecture)}
         found.append((distance, tensors))
@@ -102,6 +102,6 @@ def entropies_of(folders: Sequence[str], rows: list[tuple[list[int], int]]) -> l
     """Entropy and likelihood of tokens, for each model."""
     runtime = start(ParallelConfig(), seed=0)
     asked = [Asked(*row) for row in rows]
-    found = [token_entropies(open_model(Path(folder), runtime), asked) for folder in folders]
+    found = [token_entropies(read_model(Path(folder), runtime), asked) for folder in folders]
     stop()
     return found

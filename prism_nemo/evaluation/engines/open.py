@@ -120,10 +120,7 @@ def find_model(
     for name, value in options.items():
         if name != "memory_share" and value is not None and value < 1:
             raise InputError(f"{name}: {value} is less than 1")
-    kind = kind_of(path)
-    architecture = read_architecture(path) if kind == NATIVE else read_hf_config(path)
-    if kind == HUGGINGFACE:
-        HFReader(path).check(architecture)
+    kind, architecture = kind_of(path), architecture_of(path)
     if engine == "transformers":
         if kind == NATIVE:
             raise InputError(
@@ -140,7 +137,7 @@ def find_model(
         from prism_nemo.evaluation.engines.vllm import DEFAULT_SHARE, check_engine
 
         check_engine(architecture, parallel, options.get("memory_share", DEFAULT_SHARE), max_length)
-    found = load_tokenizer(_tokenizer_of(path, kind) if tokenizer is None else tokenizer)
+    found = tokenizer_of(path, tokenizer)
     check_model(architecture, found, max_length)
     return FoundModel(path, kind, architecture, found, engine, parallel, max_length, dict(options))
 
@@ -170,8 +167,28 @@ def kind_of(path: Path) -> str:
     )
 
 
-def _tokenizer_of(path: Path, kind: str) -> Path:
-    folder = path / CARRIED if kind == NATIVE else path
+def architecture_of(path: Path) -> Architecture:
+    """What a checkpoint is; its files are checked, no weight is read.
+
+    Raises:
+        InputError: If there is no whole checkpoint.
+    """
+    if kind_of(path) == NATIVE:
+        return read_architecture(path)
+    architecture = read_hf_config(path)
+    HFReader(path).check(architecture)
+    return architecture
+
+
+def tokenizer_of(path: Path, given: str | Path | None) -> Tokenizer:
+    """The tokenizer that was given, else the checkpoint's own.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if given is not None:
+        return load_tokenizer(given)
+    folder = path / CARRIED if kind_of(path) == NATIVE else path
     if not (folder / "tokenizer.json").is_file():
         old = (folder / "tokenizer.model").is_file()
         raise InputError(
@@ -179,7 +196,41 @@ def _tokenizer_of(path: Path, kind: str) -> Path:
             f"{', and tokenizer.model is not read' if old else ''}); name the one that the model was trained with: "
             "--tokenizer DIR"
         )
-    return folder
+    return load_tokenizer(folder)
+
+
+def fill(model: LanguageModel, path: Path, architecture: Architecture) -> None:
+    """Read a checkpoint's weights into this rank's part of a model.
+
+    Args:
+        model: Of the same function.
+        path: Native checkpoint or Hugging Face folder.
+        architecture: Of this checkpoint: the names of a folder's tensors are in it.
+    """
+    if kind_of(path) == NATIVE:
+        load(path, model)
+    else:
+        load_hf_weights(model, architecture, HFReader(path), model.config.tensor_model_parallel_size)
+
+
+def read_model(path: Path, runtime: Runtime, architecture: Architecture | None = None) -> LanguageModel:
+    """This rank's part of a checkpoint's model, without gradients, each weight read straight into it.
+
+    Args:
+        path: Native checkpoint or Hugging Face folder.
+        runtime: Of this process.
+        architecture: Of the checkpoint, where it is known already.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    from prism_nemo.models.build import build_model
+
+    architecture = architecture or architecture_of(path)
+    model = build_model(architecture, runtime)
+    fill(model, path, architecture)
+    model.eval()
+    return model.requires_grad_(False)
 
 
 def open_model(
@@ -211,7 +262,7 @@ def load_model(found: FoundModel) -> OpenedModel:
         return OpenedModel(plain, about(found.path))
     runtime = start(found.parallel, seed=0)
     facts = on_main(lambda: about(found.path))
-    weights = _weights(found, runtime)
+    weights = read_model(found.path, runtime, found.architecture)
     model: EvaluationModel
     if found.engine == "vllm":
         from prism_nemo.evaluation.engines.vllm import VLLMModel
@@ -239,22 +290,6 @@ def _name(path: Path) -> str:
     """What people call it: a step of a run by both their names."""
     whole = path.resolve()
     return f"{whole.parents[1].name}/{whole.name}" if whole.parent.name == "checkpoints" else whole.name
-
-
-def _weights(found: FoundModel, runtime: Runtime) -> LanguageModel:
-    """This rank's part of the model, each weight read straight into it."""
-    from prism_nemo.models.build import build_model
-
-    model = build_model(found.architecture, runtime)
-    if found.kind == NATIVE:
-        load(found.path, model)
-    else:
-        tp = found.parallel.tensor_model_parallel_size
-        load_hf_weights(model, found.architecture, HFReader(found.path), tp)
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
 
 
 def with_model(work: Callable[..., Any], found: FoundModel, *args: Any) -> Any:
