@@ -49,22 +49,7 @@ def load_recipe(
     build = getattr(module, function, None)
     if build is None:
         raise InputError(f"{path}: defines no function '{function}'")
-    names = set(inspect.signature(build).parameters)
-    arguments: dict[str, Any] = {}
-    rest = []
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise InputError(f"override '{override}' is not of the form key=value")
-        if key in names:
-            arguments[key] = value
-        else:
-            rest.append(override)
-    missing = [
-        name
-        for name, parameter in inspect.signature(build).parameters.items()
-        if parameter.default is inspect.Parameter.empty and name not in arguments
-    ]
+    arguments, rest, missing = split_overrides(build, overrides)
     if not_given is not None:
         arguments |= dict.fromkeys(missing, not_given)
     elif missing:
@@ -75,6 +60,27 @@ def load_recipe(
     values = OmegaConf.to_container(OmegaConf.structured(config))
     given = {str(k): v for k, v in values.items() if v != "???"} if isinstance(values, dict) else {}
     return resolve(schema, given, rest, source=str(path))
+
+
+def split_overrides(build: Callable[..., Any], overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Those that name a parameter of a function, the others, and the parameters without a value that none names.
+
+    Raises:
+        InputError: For one that is not ``key=value``.
+    """
+    parameters = inspect.signature(build).parameters
+    arguments: dict[str, Any] = {}
+    rest = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"override '{override}' is not of the form key=value")
+        if key in parameters:
+            arguments[key] = value
+        else:
+            rest.append(override)
+    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    return arguments, rest, missing
 
 
 def _run(path: Path, call: Callable[[], Any]) -> Any:

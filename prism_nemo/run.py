@@ -41,6 +41,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def checkpoint_name(path: Path) -> str:
+    """What people call a checkpoint: RUN/step_N for one of a run, else the folder's name."""
+    whole = path.resolve()
+    return f"{whole.parents[1].name}/{whole.name}" if whole.parent.name == "checkpoints" else whole.name
+
+
 class RunDirectory:
     """Where one stage writes.
 

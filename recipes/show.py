@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import json
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ from omegaconf import OmegaConf
 from prism_nemo.config import MidtrainConfig, RLConfig, resolve
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.evaluation.settings import EvaluateConfig
+from prism_nemo.recipe import split_overrides
 from recipes.provenance import DEFAULT, Line, explain, fill
 
 RECIPES: dict[str, Any] = {
@@ -41,17 +41,7 @@ def lines_of(recipe: str, overrides: list[str]) -> list[Line]:
     if recipe not in RECIPES:
         raise InputError(f"recipe '{recipe}' is unknown; choose one of {', '.join(RECIPES)}")
     module, schema = importlib.import_module(f"recipes.{recipe}"), RECIPES[recipe]
-    parameters = inspect.signature(module.values).parameters
-    arguments, rest = {}, []
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise InputError(f"override '{override}' is not of the form key=value")
-        if key in parameters:
-            arguments[key] = value
-        else:
-            rest.append(override)
-    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
+    arguments, rest, missing = split_overrides(module.values, overrides)
     if missing:
         raise InputError(f"{recipe} needs {', '.join(f'{name}=...' for name in missing)}")
     values = module.values(**arguments)

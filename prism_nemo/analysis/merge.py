@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from prism_nemo.analysis.hf_tensors import HEAD
 from prism_nemo.analysis.merge_methods import Recipe, place_by_place, recipe_of
 from prism_nemo.analysis.sources import DTYPES, Weights, load, open_weights
+from prism_nemo.analysis.tensor_names import HEAD
 from prism_nemo.checkpoint.atomic import publish_folder
 from prism_nemo.checkpoint.convert import refuse_existing
 from prism_nemo.checkpoint.exporting import hf_config

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prism_nemo.analysis.hf_tensors import HEAD
 from prism_nemo.analysis.sources import DTYPES
+from prism_nemo.analysis.tensor_names import HEAD
 from prism_nemo.checkpoint.atomic import read_manifest
 from prism_nemo.checkpoint.distcp_reader import CheckpointReader
 from prism_nemo.checkpoint.native import read_architecture

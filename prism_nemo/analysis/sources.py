@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prism_nemo.analysis.hf_tensors import HEAD, component_of
+from prism_nemo.analysis.tensor_names import HEAD, component_of
 from prism_nemo.checkpoint.safetensors_file import SafetensorsFile
 from prism_nemo.errors import InputError
 

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from prism_nemo.analysis.change import Overlap, WeightChange, change_of, overlap_of
-from prism_nemo.analysis.hf_tensors import HEAD, component_of, layer_of
 from prism_nemo.analysis.passes import THRESHOLDS_PERCENT
 from prism_nemo.analysis.sources import DTYPES, Weights, open_weights
 from prism_nemo.analysis.tally import JointTally, Tally, Workspace, stretches, tally_rows
+from prism_nemo.analysis.tensor_names import HEAD, component_of, layer_of
 from prism_nemo.errors import InputError
 
 __all__ = ["THRESHOLDS_PERCENT", "WeightChange", "WeightComparison", "compare_checkpoints", "compare_weights"]

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from prism_nemo.analysis.change import KEYS, WeightChange
-from prism_nemo.analysis.hf_tensors import component_of
 from prism_nemo.analysis.lineage import schedule_of, stage_between
 from prism_nemo.analysis.nulls import Null, Schedule, nulls_of
 from prism_nemo.analysis.sources import load, open_weights
 from prism_nemo.analysis.spectrum import Spectrum, spectrum_of
 from prism_nemo.analysis.tables import write_tables
 from prism_nemo.analysis.tally import Tally
+from prism_nemo.analysis.tensor_names import component_of
 from prism_nemo.analysis.weights import Progress, UpdateComparison, WeightComparison, compare_checkpoints
 from prism_nemo.errors import InputError
+from prism_nemo.run import checkpoint_name
 
 _FEW = 6  # transitions up to which each is compared with every other
 _MEASURES = ("relative_l2", "equal_fraction", "bf16_equal_fraction", "update_norm", "weight_norm", "drift")
@@ -66,7 +67,7 @@ class Transition:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{_short(self.before)} -> {_short(self.after)}"
+        return f"{checkpoint_name(self.before)} -> {checkpoint_name(self.after)}"
 
 
 @dataclass
@@ -283,10 +284,3 @@ def _null_values(null: Null) -> Iterator[tuple[str, float | None]]:
         yield name, getattr(null, name)
     for i, share in enumerate(null.deciles, 1):
         yield f"changed_1pct_decile_{i}", share
-
-
-def _short(folder: Path) -> str:
-    """The part of a path that tells checkpoints apart."""
-    if folder.parent.name == "checkpoints":
-        return f"{folder.parent.parent.name}/{folder.name}"
-    return folder.name

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say, show_rich
+from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say, show_rich, text_of, watcher
 
 analyze_app = typer.Typer(no_args_is_help=True, help="What a stage changed inside the model.")
 
@@ -50,19 +50,10 @@ def analyze_weights(
     """How much the weights changed, in size, direction and place, beside what null models would give."""
     from prism_nemo.analysis.weights_report import WeightsSettings, analyze_weights, transition_of
     from prism_nemo.analysis.weights_view import MIN_WIDTH, weights_view
-    from prism_nemo.training.progress import Progress
 
     moves = [transition_of(text) for text in transition or []]
     settings = WeightsSettings(checkpoints, moves, run or [], spectrum)
-    progress: list[Progress] = []
-
-    def watch(done: int, total: int) -> None:
-        if not progress:
-            progress.append(Progress("weights", total, 0, True))
-        if done < total:
-            progress[0].update(done, "")
-
-    report = analyze_weights(settings, watch)
+    report = analyze_weights(settings, watcher("weights"))
     if out is not None:
         for path in report.write(out):
             say(f"prism-nemo: wrote {path}")
@@ -91,7 +82,7 @@ def analyze_cka(
     from prism_nemo.analysis.representations import CKASettings, compare_representations
 
     settings = CKASettings(
-        tuple(map(str, models)), _text(data), tuple(source or ()), tuple(map(str, texts or ())), _text(tokenizer),
+        tuple(map(str, models)), text_of(data), tuple(source or ()), tuple(map(str, texts or ())), text_of(tokenizer),
         rows, seq_length, null_draws=null_draws, seed=seed,
     )  # fmt: skip
     found = compare_representations(settings, say)
@@ -131,8 +122,8 @@ def analyze_path(
     from prism_nemo.config import ParallelConfig
 
     settings = PathSettings(
-        tuple(map(str, models)), str(out), first, second, grid, _text(data), tuple(source or ()), rows, seq_length,
-        _answers(tasks, questions, samples, max_new_tokens, gate, seed), _text(tokenizer),
+        tuple(map(str, models)), str(out), first, second, grid, text_of(data), tuple(source or ()), rows, seq_length,
+        _answers(tasks, questions, samples, max_new_tokens, gate, seed), text_of(tokenizer),
         parallel=ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp),
     )  # fmt: skip
     result = run(settings)
@@ -162,7 +153,7 @@ def analyze_entropy(
 
     answers = _answers(tasks, questions, samples, max_new_tokens, gate, seed)
     settings = EntropySettings(
-        tuple(map(str, models)), answers, _text(data), tuple(source or ()), rows, seq_length, _text(tokenizer)
+        tuple(map(str, models)), answers, text_of(data), tuple(source or ()), rows, seq_length, text_of(tokenizer)
     )
     result = run(settings, say)
     _finish("entropy", result, entropy_lines(result), out, as_json, ("on", "measure"), _ENTROPY)
@@ -184,18 +175,11 @@ def merge(
 ) -> None:
     """Merge models in weight space, tensor by tensor, into a new Hugging Face folder."""
     from prism_nemo.analysis.merge import MergeSettings, merge_models
-    from prism_nemo.training.progress import Progress
 
-    settings = MergeSettings(tuple(map(str, models)), str(out), method, tuple(weight or ()), density, _text(carry_from))
-    progress: list[Progress] = []
-
-    def watch(done: int, total: int) -> None:
-        if not progress:
-            progress.append(Progress("merge (bytes)", total, 0, True))
-        if done < total:
-            progress[0].update(done, "")
-
-    record = merge_models(settings, watch)
+    settings = MergeSettings(
+        tuple(map(str, models)), str(out), method, tuple(weight or ()), density, text_of(carry_from)
+    )
+    record = merge_models(settings, watcher("merge (bytes)"))
     shares = ", ".join(f"{share:g} {parent['path']}" for share, parent in _shares(record))
     print_result(record, as_json, "\n".join([f"{out}: {record['method']} of {shares}", *record["notes"]]))
 
@@ -237,7 +221,3 @@ def _finish(
             names = ", ".join(m["name"] if isinstance(m, dict) else Path(m).name for m in result["models"])
             write_figures(out / f"{name}.html", _TITLES[name], names, row_figures(result["rows"], by, caption))
     print_result(result, as_json, "\n".join(lines))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

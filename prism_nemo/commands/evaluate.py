@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prism_nemo.commands.printing import Json, Pp, Tp, is_main, say, show_rich
+from prism_nemo.commands.printing import Json, Pp, Tp, is_main, say, show_rich, text_of
 from prism_nemo.errors import InputError
 
 Suite = Annotated[str, typer.Option(help="reasoning, retention, longcontext, pocket, or a .jsonl file of questions.")]
@@ -80,10 +80,11 @@ def evaluate(
 
     settings = EvaluateConfig(
         str(model), str(out or _default_out(model, suite, split)), suite, split, tuple(task or ()),
-        _text(data), questions, tuple(prompt_format or ()), elicit, choose_on_test, samples, temperature, top_p,
-        max_new_tokens, seed, engine, _text(tokenizer), bos=bos, batch=batch, text=_text(text), cache=_text(cache),
+        text_of(data), questions, tuple(prompt_format or ()), elicit, choose_on_test, samples, temperature, top_p,
+        max_new_tokens, seed, engine, text_of(tokenizer), bos=bos, batch=batch, text=text_of(text),
+        cache=text_of(cache),
         held_out=tuple(held_out or ()), held_out_rows=held_out_rows, seq_length=seq_length,
-        lengths=tuple(length or ()), task_folder=_text(task_folder), rewards=_rewards(reward),
+        lengths=tuple(length or ()), task_folder=text_of(task_folder), rewards=_rewards(reward),
         parallel=ParallelConfig(
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, data_parallel_size=dp
         ),
@@ -162,10 +163,10 @@ def retention(
     from prism_nemo.evaluation.comparing.retention_view import MIN_WIDTH, retention_view, write_retention
 
     given = {
-        "tasks": tuple(task or ()), "data": _text(data), "questions": questions, "samples": samples,
+        "tasks": tuple(task or ()), "data": text_of(data), "questions": questions, "samples": samples,
         "max_new_tokens": max_new_tokens, "held_out": tuple(held_out or ()), "held_out_rows": held_out_rows,
-        "seq_length": seq_length, "task_folder": _text(task_folder),
-        "engine": engine, "tokenizer": _text(tokenizer), "seed": seed,
+        "seq_length": seq_length, "task_folder": text_of(task_folder),
+        "engine": engine, "tokenizer": text_of(tokenizer), "seed": seed,
     }  # fmt: skip
     make = _evaluator(suite, out, given, tp, pp)
     report = run([base, *models], make, margin=margin, loss_margin=loss_margin, may_differ=may_differ or [])
@@ -216,13 +217,11 @@ def _rewards(overrides: list[str] | None) -> Any:
     return resolve(RewardConfig, {"gate": "none"}, overrides or [], "--reward")
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def _name(model: Path) -> str:
-    """RUN-step_N for a checkpoint of a run, else the folder's name."""
-    return f"{model.parent.parent.name}-{model.name}" if model.parent.name == "checkpoints" else model.name
+    """For a folder."""
+    from prism_nemo.run import checkpoint_name
+
+    return checkpoint_name(model).replace("/", "-")
 
 
 def _default_out(model: Path, suite: str, split: str) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +32,26 @@ def show_rich(content: Any, min_width: int) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, min_width)
     console.print(content)
+
+
+def watcher(name: str) -> Callable[[int, int], None]:
+    """Takes how much is done and how much there is, and shows it until the end, which the result tells."""
+    from prism_nemo.training.progress import Progress
+
+    progress: list[Progress] = []
+
+    def watch(done: int, total: int) -> None:
+        if not progress:
+            progress.append(Progress(name, total, 0, True))
+        if done < total:
+            progress[0].update(done, "")
+
+    return watch
+
+
+def text_of(path: Path | None) -> str | None:
+    """A path as settings have it."""
+    return None if path is None else str(path)
 
 
 def is_main() -> bool:

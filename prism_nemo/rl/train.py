@@ -86,16 +86,9 @@ class Session:
         self.first_step = self.state.step
         self.reward = last_value(self.run.metrics_path, "reward")
         self.monitors = listen(self.run, config, config.monitor, self.state.step)
+        suite = suite_of(config, architecture)
         self.evaluation = InTraining(
-            config.evaluation,
-            suite_of(config, architecture),
-            self.run,
-            self.trainer,
-            forward_step,
-            config.micro_batch_size,
-            self.state.step,
-            config.train_steps,
-            self.progress.say,
+            config, suite, self.run, self.trainer, forward_step, self.state.step, self.progress.say
         )
 
     def step(self) -> None:

@@ -150,16 +150,9 @@ class _Session:
         if config.data.validation_source is not None:
             self.validation = Validation(config, self.trainer, forward_step)
         self.monitors = listen(self.run, config, config.monitor, self.state.step)
+        suite = _suite(config, architecture)
         self.evaluation = InTraining(
-            config.evaluation,
-            _suite(config, architecture),
-            self.run,
-            self.trainer,
-            forward_step,
-            config.micro_batch_size,
-            self.state.step,
-            config.train_steps,
-            self.progress.say,
+            config, suite, self.run, self.trainer, forward_step, self.state.step, self.progress.say
         )
         self._open()
         self.loss = last_value(self.run.metrics_path, "loss")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism_nemo.analysis import weights
-from prism_nemo.analysis.hf_tensors import component_of, layer_of
+from prism_nemo.analysis.tensor_names import component_of, layer_of
 from prism_nemo.analysis.weights import WeightComparison, compare_weights
 from prism_nemo.errors import InputError
 

@@ -77,11 +77,9 @@ def read_gguf() -> tuple[dict[str, torch.Tensor], list[str]]:
     return tensors, reader.fields["tokenizer.ggml.tokens"].contents()
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The model as a Hugging Face folder in bf16, and its vocabulary."""
-    tensors, vocabulary = read_gguf()
-    config = LlamaConfig(
+def smollm2_config() -> LlamaConfig:
+    """The shape of SmolLM2-135M."""
+    return LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -93,7 +91,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )
-    model = LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The model as a Hugging Face folder in bf16, and its vocabulary."""
+    tensors, vocabulary = read_gguf()
+    model = LlamaForCausalLM(smollm2_config())
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert missing == ["lm_head.weight"]  # tied to the embedding, which is there
     assert unexpected == []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from harness_files import write_choice
 from harness_workers import on_real_questions
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from prism_nemo.runtime.launch import launch
 
@@ -44,22 +44,10 @@ def package_folder(name: str) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model and tokenizer as a Hugging Face folder."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
-    from test_smollm2 import HEADS, KV_HEADS, LAYERS, read_gguf
+    from test_smollm2 import read_gguf, smollm2_config
 
     tensors, _ = read_gguf()
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(smollm2_config())
     model.load_state_dict(tensors, strict=False)
     out = tmp_path_factory.mktemp("smollm2")
     model.to(torch.float32).save_pretrained(out)

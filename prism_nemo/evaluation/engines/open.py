@@ -28,6 +28,7 @@ from prism_nemo.evaluation.engines.fingerprint import fingerprint
 from prism_nemo.evaluation.engines.parallel import check_model
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.family import Architecture, read_hf_config
+from prism_nemo.run import checkpoint_name
 from prism_nemo.runtime import Runtime, start, stop
 
 ENGINES = ("megatron", "transformers", "vllm")
@@ -283,13 +284,7 @@ def load_model(found: FoundModel) -> OpenedModel:
 
 def about(path: Path) -> dict[str, str]:
     """What results say of a checkpoint; see `OpenedModel`."""
-    return {"path": str(path), "kind": kind_of(path), "name": _name(path), "hash": fingerprint(path)}
-
-
-def _name(path: Path) -> str:
-    """What people call it: a step of a run by both their names."""
-    whole = path.resolve()
-    return f"{whole.parents[1].name}/{whole.name}" if whole.parent.name == "checkpoints" else whole.name
+    return {"path": str(path), "kind": kind_of(path), "name": checkpoint_name(path), "hash": fingerprint(path)}
 
 
 def with_model(work: Callable[..., Any], found: FoundModel, *args: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prism_nemo.config import InTrainingConfig
+from prism_nemo.config import MidtrainConfig, RLConfig
 from prism_nemo.evaluation.in_training.evaluator import SmallEvaluation, on_ranks, steps_evaluated, told, undisturbed
 from prism_nemo.evaluation.in_training.process import CheckpointEvaluation
 from prism_nemo.evaluation.in_training.suite import Suite
@@ -17,37 +17,34 @@ class InTraining:
     """Every rank of a stage has one and calls its methods at the same places.
 
     Args:
-        config: When, and how.
+        config: The stage's; its `evaluation` says when and how.
         suite: What is asked, from `resolve_suite`; None for nothing.
         run: Its directory.
         trainer: Whose model.
         forward_step: For text, as in mid-training.
-        micro_batch_size: Rows of a pass.
         step: That the run goes on from.
-        last_step: Of the stage; evaluated whatever the interval.
         say: Told what was found.
     """
 
     def __init__(
         self,
-        config: InTrainingConfig,
+        config: MidtrainConfig | RLConfig,
         suite: Suite | None,
         run: RunDirectory,
         trainer: Trainer,
         forward_step: ForwardStep,
-        micro_batch_size: int,
         step: int,
-        last_step: int,
         say: Callable[[str], None],
     ) -> None:
-        self._config, self._run, self._trainer, self._say, self._last = config, run, trainer, say, last_step
+        self._config, self._run, self._trainer, self._say = config.evaluation, run, trainer, say
+        self._last = config.train_steps  # evaluated whatever the interval
         self._here: SmallEvaluation | None = None
         self._process: CheckpointEvaluation | None = None
-        if suite is not None and config.mode == "ranks":
-            self._here = on_ranks(suite, trainer, forward_step, micro_batch_size)
+        if suite is not None and self._config.mode == "ranks":
+            self._here = on_ranks(suite, trainer, forward_step, config.micro_batch_size)
         elif suite is not None and run.writes:
-            self._process = CheckpointEvaluation(config, suite, run, step, say)
-        if step == 0 and config.at_start and self._here is not None:
+            self._process = CheckpointEvaluation(self._config, suite, run, step, say)
+        if step == 0 and self._config.at_start and self._here is not None:
             self._measure(0)
 
     def after_step(self, step: int, alive: Callable[[str], None]) -> None:
