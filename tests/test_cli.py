@@ -17,6 +17,7 @@ import typer
 from tiny_llama import all_tensors, edited_copy, save_tiny_llama
 
 import prism_nemo.cli as cli
+from prism_nemo.commands.convert import _size
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
 
 # Verb: its arguments, then its options. Changing a line here is changing the contract with users and their scripts.
@@ -151,7 +152,7 @@ def test_export_pushes_what_it_wrote(
     ("text", "size"), [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5kb", 1500), ("7", 7), (" 2 TB ", 2 * 10**12)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert cli._size(text) == size
+    assert _size(text) == size
 
 
 WRONG: list[tuple[list[str], str]] = [
