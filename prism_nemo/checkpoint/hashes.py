@@ -28,21 +28,27 @@ def files_below(folder: Path) -> list[str]:
     return sorted(name for name in names if name != MANIFEST)
 
 
-def shared_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def shared_hashes(folder: Path, names: Iterable[str], known: dict[str, str] | None = None) -> dict[str, str]:
     """SHA-256 of some files, each read by one rank; every rank calls this and gets all of them.
 
     Args:
         folder: Where the files lie; every rank sees the same.
         names: Relative to it, in the same order on every rank. A file that cannot be read is left out.
+        known: What this rank has hashed already; nobody reads these files again.
     """
+    done = _gathered(known) if known is not None else {}
     found: dict[str, str] = {}
-    for name in list(names)[dist.get_rank() :: dist.get_world_size()]:
+    for name in [name for name in names if name not in done][dist.get_rank() :: dist.get_world_size()]:
         try:
             found[name] = sha256(folder / name)
         except OSError:
             continue
+    return {**done, **_gathered(found)}
+
+
+def _gathered(own: dict[str, str]) -> dict[str, str]:
     everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, found)
+    dist.all_gather_object(everyone, own)
     return {name: value for part in everyone for name, value in part.items()}
 
 

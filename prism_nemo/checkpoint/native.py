@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,27 +101,32 @@ def _cause(error: BaseException, folder: Path) -> str:
     return text or type(error).__name__
 
 
-def save(
+@dataclass
+class Begun:
+    """A save whose folder exists and whose tensors are collected, but not written.
+
+    Attributes:
+        final: Name that it gets when it is complete.
+        temporary: Folder that is written into.
+        content: For `megatron.core.dist_checkpointing.save`.
+        record: Values for the manifest.
+    """
+
+    final: Path
+    temporary: Path
+    content: dict[str, Any]
+    record: dict[str, Any]
+
+
+def begin(
     final: Path,
     model: torch.nn.Module,
     architecture: Architecture,
     optimizer: Any = None,
     state: TrainState | None = None,
     manifest: dict[str, Any] | None = None,
-) -> None:
-    """Save atomically; every rank must call it.
-
-    Args:
-        final: Directory that will hold the checkpoint; must not exist.
-        model: This rank's unwrapped model.
-        architecture: Recorded in the manifest.
-        optimizer: Megatron optimizer, or None for weights only.
-        state: Step, data position and so on.
-        manifest: More values for the manifest.
-
-    Raises:
-        PrismError: If the save failed; what was there before is untouched.
-    """
+) -> Begun:
+    """Make the temporary folder of a save and collect what goes into it; arguments and errors as those of `save`."""
     main = dist.get_rank() == 0
     names = [str(temporary_name(final))]
     dist.broadcast_object_list(names, src=0)
@@ -148,26 +155,73 @@ def save(
         values = [vars(state)]
         dist.broadcast_object_list(values, src=0)
         content["state"] = {**values[0], "rng": rng, "layout": _layout()}
+    record = {"architecture": architecture.to_dict(), "versions": versions(), **(manifest or {})}
+    record.update(step=state.step if state else 0, has_optimizer=optimizer is not None)
+    return Begun(final, temporary, content, record)
+
+
+@contextmanager
+def explained(begun: Begun) -> Iterator[None]:
+    """While a save is written: an error, on whatever rank, removes the folder and becomes one with its cause.
+
+    Raises:
+        PrismError: With the cause; what was there before is untouched.
+    """
     try:
         try:
-            dist_checkpointing.save(content, str(temporary), content_metadata=None)
+            yield
         except CheckpointException as error:
             # No Exception to Python, and only rank 0 is told the cause; but it is raised on every rank.
-            causes = [_cause(error, temporary)]
+            causes = [_cause(error, begun.temporary)]
             dist.broadcast_object_list(causes, src=0)
             raise PrismError(causes[0]) from error
-        _barrier()
-        hashes = shared_hashes(temporary, files_below(temporary))
-        if main:
-            record = {"architecture": architecture.to_dict(), "versions": versions(), **(manifest or {})}
-            record.update(step=state.step if state else 0, has_optimizer=optimizer is not None)
-            publish(temporary, final, {**record, HASHES: hashes})
-        _barrier()
     except Exception as error:
-        cause = _cause(error, temporary)
-        if main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise PrismError(f"saving {final} failed ({cause}); earlier checkpoints are untouched") from error
+        cause = _cause(error, begun.temporary)
+        if dist.get_rank() == 0:
+            shutil.rmtree(begun.temporary, ignore_errors=True)
+        raise PrismError(f"saving {begun.final} failed ({cause}); earlier checkpoints are untouched") from error
+
+
+def complete(begun: Begun, known: dict[str, str] | None = None) -> None:
+    """Hash what was written and give it its final name; every rank must call it, inside `explained`.
+
+    Args:
+        begun: All its files are written.
+        known: SHA-256 of files that this rank has hashed already; another rank's may be missing.
+    """
+    _barrier()
+    hashes = shared_hashes(begun.temporary, files_below(begun.temporary), known)
+    if dist.get_rank() == 0:
+        publish(begun.temporary, begun.final, {**begun.record, HASHES: hashes})
+    _barrier()
+
+
+def save(
+    final: Path,
+    model: torch.nn.Module,
+    architecture: Architecture,
+    optimizer: Any = None,
+    state: TrainState | None = None,
+    manifest: dict[str, Any] | None = None,
+) -> None:
+    """Save atomically; every rank must call it.
+
+    Args:
+        final: Directory that will hold the checkpoint; must not exist.
+        model: This rank's unwrapped model.
+        architecture: Recorded in the manifest.
+        optimizer: Megatron optimizer, or None for weights only.
+        state: Step, data position and so on.
+        manifest: More values for the manifest.
+
+    Raises:
+        InputError: If `final` exists or cannot be created.
+        PrismError: If the save failed; what was there before is untouched.
+    """
+    begun = begin(final, model, architecture, optimizer, state, manifest)
+    with explained(begun):
+        dist_checkpointing.save(begun.content, str(begun.temporary), content_metadata=None)
+        complete(begun)
 
 
 def read_architecture(checkpoint: Path) -> Architecture:

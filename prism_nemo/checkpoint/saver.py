@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from prism_nemo.checkpoint.forked import ForkedSave
 from prism_nemo.checkpoint.lock import RunLock, describe_process
-from prism_nemo.checkpoint.native import TrainState, generators, save
+from prism_nemo.checkpoint.native import TrainState, begin, generators, save
 from prism_nemo.checkpoint.retention import remove_old
 from prism_nemo.checkpoint.snapshot import Trained, group_values, lay_out, state_tensors
 from prism_nemo.checkpoint.writer import SaveRequest, Writer
@@ -36,14 +37,18 @@ class Saver:
 
     Args:
         config: When and how to save.
+        fork_each: Fork a process for each save (`prism_nemo.checkpoint.forked`) instead of keeping one with a model of
+            its own (`prism_nemo.checkpoint.writer`). None: with CUDA, where that model would be a second one on the
+            device.
     """
 
-    def __init__(self, config: CheckpointConfig) -> None:
+    def __init__(self, config: CheckpointConfig, fork_each: bool | None = None) -> None:
         self.config = config
         self._lock: RunLock | None = None
         self._writer: Writer | None = None
-        # With CUDA the writer would need a second context on the device; there a save is synchronous.
-        if config.async_save and not dist.is_initialized() and not torch.cuda.is_available():
+        self._pending: ForkedSave | None = None
+        self._fork_each = config.async_save and (torch.cuda.is_available() if fork_each is None else fork_each)
+        if config.async_save and not self._fork_each and not dist.is_initialized():
             self._writer = Writer()
 
     def __enter__(self) -> Saver:
@@ -53,6 +58,11 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._pending is not None and error is not None:
+                # Finishing it takes every rank, and some may be gone.
+                sys.stderr.write(f"{self._pending.final} was still being written and is given up\n")
+                self._pending.abandon()
+                self._pending = None
             self.wait()
         except PrismError as failed:
             if error is None:
@@ -86,7 +96,7 @@ class Saver:
             raise InputError(problem[0])
 
     def prepare(self, trained: TrainedModel, make: Callable[..., Any], *arguments: Any) -> None:
-        """Let the background process build its model, if there is one; otherwise every save is synchronous.
+        """Let the background process build its model, if there is one that wants one.
 
         Args:
             trained: This rank's trainer.
@@ -126,19 +136,35 @@ class Saver:
             request = SaveRequest(final, state, generators(), groups, manifest, keep, keep_every)
             self._writer.save(request, state_tensors(trained))
             return None
+        if background and self._fork_each:
+            begun = begin(final, trained.raw, trained.architecture, trained.optimizer, state, manifest)
+            self._pending = ForkedSave(begun)
+            return None
         save(final, trained.raw, trained.architecture, trained.optimizer, state, manifest)
         if dist.get_rank() == 0:
             remove_old(final.parent, keep, keep_every)
         return final
 
     def poll(self) -> None:
-        """Look whether a save in the background has failed; takes microseconds.
+        """Look whether a save in the background has ended; every rank calls this at the same point.
+
+        Takes microseconds, but for the step at which a process that was forked for one save is done.
 
         Raises:
-            PrismError: With the cause.
+            PrismError: If it failed, with the cause.
         """
         if self._writer is not None:
             self._writer.poll()
+        if self._pending is not None and self._pending.done():
+            self._finish()
+
+    def _finish(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        pending.finish()
+        if dist.get_rank() == 0:
+            remove_old(pending.final.parent, self.config.keep, self.config.keep_every)
 
     def wait(self) -> None:
         """Wait until nothing is being written; every rank calls this.
@@ -146,11 +172,18 @@ class Saver:
         Raises:
             PrismError: If the save in the background failed, with the cause.
         """
-        if self._writer is None or self._writer.writing is None:
+        if self._pending is not None:
+            writing: Path | None = self._pending.final
+        else:
+            writing = self._writer.writing if self._writer is not None else None
+        if writing is None:
             return
-        writing, began = self._writer.writing, time.monotonic()
+        began = time.monotonic()
         try:
-            self._writer.wait()
+            if self._pending is not None:
+                self._finish()
+            elif self._writer is not None:
+                self._writer.wait()
         finally:
             waited = time.monotonic() - began
             if waited > 0.05 and dist.is_initialized() and dist.get_rank() == 0:

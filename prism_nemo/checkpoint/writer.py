@@ -36,7 +36,7 @@ from prism_nemo.models.family import Architecture
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROBLEM = "problem"
-_LOWER_PRIORITY = 5  # the training loop goes first where there are fewer cores than processes
+LOWER_PRIORITY = 5  # the training loop goes first where there are fewer cores than processes
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _live(connection: Connection, parent: int) -> None:
         # Slurm and Ctrl-C signal every process of a job; the rank decides what a signal means, and waits for us.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        os.nice(_LOWER_PRIORITY)
+        os.nice(LOWER_PRIORITY)
         layout, make, arguments = connection.recv()
         staging = Staging(layout, reduction.recv_handle(connection))
         _serve(connection, staging, make, arguments)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prism_nemo.checkpoint import native, writer
+from prism_nemo.checkpoint import forked, native, writer
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import CheckpointConfig, MidtrainConfig, OptimizerConfig, ParallelConfig
 from prism_nemo.models.family import architecture_from_hf
@@ -29,14 +29,16 @@ def midtrain_alone(config: MidtrainConfig, writing_takes: float) -> None:
 
 
 def _delay_writing(seconds: float) -> None:
-    real = writer._write
+    for module in (writer, forked):
+        real = module._write
 
-    def slow(*args: Any) -> None:
-        time.sleep(seconds / 2)  # the snapshot lies in shared memory
-        real(*args)
-        time.sleep(seconds / 2)
+        def slow(*args: Any, real: Any = real) -> Any:
+            time.sleep(seconds / 2)  # the snapshot lies in shared memory, or in the forked process
+            result = real(*args)
+            time.sleep(seconds / 2)
+            return result
 
-    writer._write = slow
+        module._write = slow
 
 
 def newest_of(folders: list[str]) -> list[tuple[str | None, list[str]]]:
@@ -55,11 +57,18 @@ def newest_of(folders: list[str]) -> list[tuple[str | None, list[str]]]:
 class Background:
     """A trainer on random rows, and a saver with its writer."""
 
-    def __init__(self, shape: dict[str, Any], parallel: ParallelConfig, prepare: bool = True, **config: Any) -> None:
+    def __init__(
+        self,
+        shape: dict[str, Any],
+        parallel: ParallelConfig,
+        prepare: bool = True,
+        fork_each: bool = False,
+        **config: Any,
+    ) -> None:
         from prism_nemo.training.stage import make_trainer
         from prism_nemo.training.trainer import Trainer
 
-        self.saver = Saver(CheckpointConfig(keep=10, **config))
+        self.saver = Saver(CheckpointConfig(keep=10, **config), fork_each)
         runtime = start(parallel, seed=3)
         settings = OptimizerConfig(lr=1e-2)
         self.trainer = Trainer(architecture_from_hf(shape, "test"), runtime, settings, 32, True)
@@ -80,10 +89,10 @@ class Background:
         return self.saver.save(Path(path), self.trainer, state, {}, background)
 
 
-def saved_twice(shape: dict[str, Any], folder: str, parallel: ParallelConfig) -> None:
+def saved_twice(shape: dict[str, Any], folder: str, parallel: ParallelConfig, fork_each: bool = False) -> None:
     """The same moment saved synchronously and in the background, while everything changes in place."""
     _delay_writing(1.0)
-    work = Background(shape, parallel)
+    work = Background(shape, parallel, fork_each=fork_each)
     with work.saver:
         for step in (1, 2):
             work.step()
@@ -125,6 +134,57 @@ def fails_in_the_background(shape: dict[str, Any], folder: str, parallel: Parall
             if step < 3:
                 work.save(native.step_directory(Path(folder), step), native.TrainState(step))
             time.sleep(0.01)
+
+
+def fails_in_a_forked_process(
+    shape: dict[str, Any], folder: str, parallel: ParallelConfig, how: str, rank: int
+) -> None:
+    """The second save fails in the process of one rank; every rank polls after each step, as a stage does."""
+    real, saves = forked._write, 0
+
+    def failing(write: Any, *args: Any) -> Any:
+        def broken(*_: Any) -> None:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, "No space left on device") if how == "full" else RuntimeError("bad luck")
+
+        return real(broken if saves == 2 and dist.get_rank() == rank else write, *args)
+
+    forked._write = failing
+    work = Background(shape, parallel, fork_each=True)
+    with work.saver:
+        for step in range(1, 10_000):
+            work.step()
+            work.saver.poll()
+            if step < 3:
+                saves = step
+                work.save(native.step_directory(Path(folder), step), native.TrainState(step))
+            time.sleep(0.01)
+
+
+def kept_by_policy(shape: dict[str, Any], folder: str, parallel: ParallelConfig) -> list[str]:
+    """Three saves by forked processes of which one is kept; the names in the end, seen by rank 0."""
+    work = Background(shape, parallel, fork_each=True)
+    work.saver.config.keep = 1
+    with work.saver:
+        for step in (1, 2, 3):
+            work.step()
+            work.saver.poll()
+            work.save(native.step_directory(Path(folder), step), native.TrainState(step))
+    stop()
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def raises_while_a_forked_process_writes(shape: dict[str, Any], folder: str) -> None:
+    """An error in the training loop right after a save began, with a process forked for it."""
+    _delay_writing(60.0)
+    work = Background(shape, ParallelConfig(), fork_each=True)
+    with work.saver:
+        work.step()
+        work.save(native.step_directory(Path(folder), 1), native.TrainState(1))
+        assert work.saver._pending is not None
+        (Path(folder).parent / "pid").write_text(str(work.saver._pending._process.pid))
+        raise RuntimeError("the training loop broke")
 
 
 def raises_while_writing(shape: dict[str, Any], folder: str) -> None:
@@ -172,6 +232,17 @@ def writer_ends_with_its_rank(out: str) -> None:
     """The writer's process id in a file; then this process is killed."""
     made = writer.Writer()
     Path(out).write_text(str(made.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forked_process_ends_with_its_rank(shape: dict[str, Any], folder: str) -> None:
+    """A rank is killed while a process of its own writes."""
+    _delay_writing(60.0)
+    work = Background(shape, ParallelConfig(), fork_each=True)
+    work.step()
+    work.save(native.step_directory(Path(folder), 1), native.TrainState(1))
+    assert work.saver._pending is not None
+    (Path(folder).parent / "pid").write_text(str(work.saver._pending._process.pid))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -21,12 +21,13 @@ from prism_nemo.runtime.launch import launch
 ONE, TP2, PP2, DP2 = ParallelConfig(), ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(1, 1, 2)
 
 
+@pytest.mark.parametrize("fork_each", [False, True], ids=["writer", "forked"])
 @pytest.mark.parametrize("layout", [ONE, DP2, TP2, PP2], ids=["one", "DP2", "TP2", "PP2"])
-def test_what_is_written_is_what_was_there_at_the_call(layout: ParallelConfig, tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_there_at_the_call(layout: ParallelConfig, fork_each: bool, tmp_path: Path) -> None:
     """Every file equals, by its hash, that of a synchronous save at the same moment: weights, moments, Adam's step,
     learning rates, state and random generators, although all of them change while the writer holds its snapshot.
     """
-    launch(workers.saved_twice, LLAMA, str(tmp_path), layout, processes=layout.world_size)
+    launch(workers.saved_twice, LLAMA, str(tmp_path), layout, fork_each, processes=layout.world_size)
     for step in (1, 2):
         folders = [step_directory(tmp_path / name, step) for name in ("sync", "async")]
         same, other = (read_manifest(folder)["sha256"] for folder in folders)
@@ -89,11 +90,55 @@ def test_a_writer_with_another_model_is_found_out(tmp_path: Path) -> None:
 def test_a_writer_ends_with_its_rank(tmp_path: Path) -> None:
     with pytest.raises(PrismError):
         launch(workers.writer_ends_with_its_rank, str(tmp_path / "pid"))
-    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 10
+    ends(tmp_path / "pid")
+
+
+def ends(file: Path) -> None:
+    """The process of this id is gone, soon."""
+    pid, deadline = int(file.read_text()), time.monotonic() + 10
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert pid != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "layout", "message"),
+    [
+        ("full", 1, TP2, r"saving .*step_00000002 failed \(No space left on device: the disk is full\); earlier check"),
+        ("error", 1, TP2, r"saving .*step_00000002 failed \(rank 1: .*bad luck\); earlier checkpoints are untouched"),
+        ("killed", 0, ONE, r"saving .*step_00000002 failed \(.*ended without a message: killed\?\); earlier"),
+        ("killed", 1, TP2, r"saving .*step_00000002 failed \(.*ended without a message: killed\?\); earlier"),
+    ],
+    ids=["disk full for rank 1 of 2", "error in rank 1 of 2", "killed", "killed for rank 1 of 2"],
+)
+def test_a_forked_process_that_fails_ends_the_run_with_the_cause(
+    how: str, rank: int, layout: ParallelConfig, message: str, tmp_path: Path
+) -> None:
+    args = (LLAMA, str(tmp_path), layout, how, rank)
+    with pytest.raises(PrismError, match=message):
+        launch(workers.fails_in_a_forked_process, *args, processes=layout.world_size)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert find_latest(tmp_path) == step_directory(tmp_path, 1)
+
+
+def test_forked_saves_are_kept_by_policy(tmp_path: Path) -> None:
+    names = launch(workers.kept_by_policy, LLAMA, str(tmp_path), DP2, processes=2)
+    assert names == ["step_00000003"]
+
+
+def test_an_error_in_the_loop_gives_a_forked_save_up(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(PrismError, match="the training loop broke"):
+        launch(workers.raises_while_a_forked_process_writes, LLAMA, str(tmp_path / "checkpoints"))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    ends(tmp_path / "pid")
+
+
+def test_a_forked_process_ends_with_its_rank(tmp_path: Path) -> None:
+    with pytest.raises(PrismError):
+        launch(workers.forked_process_ends_with_its_rank, LLAMA, str(tmp_path / "checkpoints"))
+    ends(tmp_path / "pid")
 
 
 def test_parameters_do_not_share_one_adam_step_counter(tmp_path: Path) -> None:
