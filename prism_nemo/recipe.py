@@ -28,7 +28,8 @@ def load_recipe(
             (``model=...``) are passed to it; all others override fields of the configuration that it returns.
         schema: Type of the configuration.
         overrides: ``key=value``.
-        not_given: Passed for the function's parameters that have no value; None refuses a recipe with such.
+        not_given: Passed for the function's parameters that have no value, and for those that are None where nobody
+            gives them; None refuses a recipe with the first.
 
     Raises:
         InputError: For a missing file, a recipe without the function, or an unknown key.
@@ -51,7 +52,8 @@ def load_recipe(
         raise InputError(f"{path}: defines no function '{function}'")
     arguments, rest, missing = split_overrides(build, overrides)
     if not_given is not None:
-        arguments |= dict.fromkeys(missing, not_given)
+        optional = [name for name, one in inspect.signature(build).parameters.items() if one.default is None]
+        arguments = dict.fromkeys([*missing, *optional], not_given) | arguments
     elif missing:
         raise InputError(f"{path}: {function}() needs {', '.join(f'{name}=...' for name in missing)}")
     config = _run(path, lambda: build(**arguments))
@@ -81,6 +83,12 @@ def split_overrides(build: Callable[..., Any], overrides: list[str]) -> tuple[di
             rest.append(override)
     missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in arguments]
     return arguments, rest, missing
+
+
+def argument_of(overrides: list[str], name: str) -> str | None:
+    """The value of ``name=value``, the last one if there are several."""
+    values = [value for key, _, value in (override.partition("=") for override in overrides) if key == name]
+    return values[-1] if values else None
 
 
 def _run(path: Path, call: Callable[[], Any]) -> Any:

@@ -1,7 +1,6 @@
 """The whole way of one model: import, mid-train, restore long context, RL, evaluate; as stages that depend on another.
 
-Everything is below one folder: ``hf/MODEL`` (given), ``data/MODEL/MIXTURE`` (given: ``prism-nemo data build`` with the
-model's tokenizer), ``prompts/SET`` (given), ``checkpoints/MODEL``, ``runs/NAME``, ``evaluations/NAME-SUITE``.
+Everything is below one folder; see `recipes.folders`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from recipes import longcontext as long_contexts
 from recipes import midtrain as midtrainings
 from recipes import rl as rls
 from recipes.fit import check_fit
+from recipes.folders import Folders
 from recipes.provenance import Values, fill, study
 from recipes.stages import Stage, StageConfig, last_checkpoint
 
@@ -71,11 +71,11 @@ class _Builder:
     """Adds stages one after another; each starts from what the one before left."""
 
     def __init__(self, route: Route, hardware: str, root: Path) -> None:
-        self.route, self.hardware, self.root = route, hardware, root
+        self.route, self.hardware, self.folders = route, hardware, Folders(root)
         self.stages: list[Stage] = []
         self.name = route.model
-        self.hf = str(root / "hf" / route.model)
-        self.checkpoint = str(root / "checkpoints" / route.model)
+        self.hf = self.folders.hf(route.model)
+        self.checkpoint = self.folders.checkpoint(route.model)
         self.work(f"{self.name}-import", "import", self.hf, "--out", self.checkpoint)
 
     @property
@@ -90,10 +90,10 @@ class _Builder:
         self.stages.append(Stage(self.name, verb, self.hardware, self.last, config, values))
 
     def run_dir(self) -> str:
-        return str(self.root / "runs" / self.name)
+        return self.folders.run(self.name)
 
     def data(self, mixture: str) -> str:
-        return str(self.root / "data" / self.route.model / mixture)
+        return self.folders.data(self.route.model, mixture)
 
     def midtrain(self) -> None:
         route = self.route
@@ -115,12 +115,12 @@ class _Builder:
 
     def merge(self) -> None:
         """Weights are mixed as Hugging Face folders, and come back as a checkpoint."""
-        exported, self.name = str(self.root / "hf" / self.name), f"{self.name}-merged"
-        merged = str(self.root / "hf" / self.name)
+        exported, self.name = self.folders.hf(self.name), f"{self.name}-merged"
+        merged = self.folders.hf(self.name)
         self.work(f"{self.name}-export", "export", self.checkpoint, "--out", exported, "--tokenizer", self.hf)
         share = f"{BASE_SHARE.value}"
         self.work(self.name, "merge", self.hf, exported, "--weight", share, "--out", merged)
-        self.checkpoint = str(self.root / "checkpoints" / self.name)
+        self.checkpoint = self.folders.checkpoint(self.name)
         self.work(f"{self.name}-import", "import", merged, "--out", self.checkpoint)
 
     def long(self) -> None:
@@ -135,7 +135,7 @@ class _Builder:
     def rl(self) -> None:
         route = self.route
         self.name += f"-rl-{route.rl_mixture}" + ("-balanced" if route.prompts == "balanced" else "")
-        prompts = str(self.root / "prompts" / route.prompts)
+        prompts = self.folders.prompts(route.prompts)
         arguments = (self.checkpoint, self.hf, self.run_dir(), self.hardware, route.model, prompts, route.rl_mixture)
         values = rls.values(*arguments)
         config = fill(rls.RLConfig, values)
@@ -146,7 +146,7 @@ class _Builder:
         after = self.last
         for suite in suites:
             name = f"{self.name}-{suite}"
-            arguments = (self.checkpoint, str(self.root / "evaluations" / name), suite, self.hardware)
+            arguments = (self.checkpoint, self.folders.evaluation(name), suite, self.hardware)
             values = evaluations.values(*arguments, self.route.model)
             config = fill(evaluations.EvaluateConfig, values)
             check_fit(config, self.route.model, self.hardware)

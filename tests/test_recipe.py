@@ -103,8 +103,42 @@ def module(name: str) -> Any:
 
 def test_every_shipped_recipe_is_known_here() -> None:
     recipes = {"evaluate", "longcontext", "merge", "midtrain", "pipeline", "rl"}
-    parts = {"__init__", "fit", "grid", "hardware", "launch", "layouts", "machine", "provenance", "show", "stages"}
+    parts = {
+        "__init__",
+        "fit",
+        "folders",
+        "grid",
+        "hardware",
+        "launch",
+        "layouts",
+        "machine",
+        "provenance",
+        "show",
+        "stages",
+    }
     assert {p.stem for p in RECIPES.glob("*.py")} == recipes | parts
+
+
+def test_folders_follow_from_model_and_mixture() -> None:
+    recipe = RECIPES / "midtrain.py"
+    config = mid(recipe, "model=granite-3.3-8b", "mixture=mcs", "root=/big", "hardware=h100x64")
+    from recipes.pipeline import pipeline as build
+
+    pipeline = build("granite-3.3-8b", "mcs", "h100x64", "/big")
+    stage = next(stage for stage in pipeline if stage.verb == "midtrain")
+    assert config == stage.config
+    assert config.data.path == "/big/data/granite-3.3-8b/mcs"
+    longer = mid(recipe, "model=granite-3.3-8b", "mixture=mcs", "context=16384", "data=/elsewhere")
+    assert (longer.run_dir, longer.data.path) == ("study/runs/granite-3.3-8b-mcs-16k", "/elsewhere")
+    for arguments, message in (
+        (["model=granite-3.3-8b"], r"midtrain\(\) needs data=\.\.\., run_dir=\.\.\.; or model=NAME mixture=NAME"),
+        (
+            ["model=granite-3.3-8b", "mixture=mix"],
+            r"mixture 'mix' is unknown; choose one of math, mc, mcs, or give data",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            mid(recipe, *arguments)
 
 
 # 144 GPUs are for the long-context phase: its 36 rows are shared out over them, the 128 rows of this one are not.
@@ -145,7 +179,7 @@ def test_recipe_functions_take_text_only() -> None:
     """Arguments come from the command line, unparsed."""
     for name in ("midtrain", "rl"):
         parameters = inspect.signature(getattr(module(name), name)).parameters.values()
-        assert {str(p.annotation) for p in parameters} <= {"str", "<class 'str'>"}
+        assert {str(p.annotation) for p in parameters} <= {"str", "<class 'str'>", "str | None"}
 
 
 def test_a_recipe_may_define_a_dataclass(tmp_path: Path) -> None:

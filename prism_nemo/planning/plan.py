@@ -19,7 +19,7 @@ from prism_nemo.planning.layouts import Candidate, enumerate_layouts, evaluate
 from prism_nemo.planning.memory import Workload
 from prism_nemo.planning.rehearsal import Rehearsal, rehearse
 from prism_nemo.precision.check import check_fp8_on, check_precision_values
-from prism_nemo.recipe import load_recipe
+from prism_nemo.recipe import argument_of, load_recipe
 
 NOT_GIVEN = "(not given)"
 SECONDS_PER_DAY = 86400
@@ -148,7 +148,8 @@ def make_plan(
     Args:
         recipe: A recipe or a resolved config.yaml.
         overrides: ``key=value``.
-        model: A name of the catalog or a Hugging Face folder, in place of what the recipe trains.
+        model: A name of the catalog or a Hugging Face folder, in place of what the recipe trains; the recipe's own
+            ``model=NAME`` if not given.
         gpus: How many; as many as the recipe's layout has if None.
         gpu: Their type.
         assume: ``key=value`` of `Assumptions`.
@@ -160,6 +161,9 @@ def make_plan(
     config = load_recipe(recipe, "midtrain", MidtrainConfig, overrides, not_given=NOT_GIVEN)
     check_positive(config, "train_steps", "seq_length", "micro_batch_size", "global_batch_size")
     check_positive(config.parallel, "tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size")
+    if model is None and recipe.suffix == ".py":
+        named = argument_of(overrides, "model")  # a recipe's own argument is a name of the catalog
+        model = named if named in CATALOG else None
     name, a = _model(model, config, recipe)
     if config.seq_length > a.max_position_embeddings:
         raise InputError(f"seq_length {config.seq_length} is more than the model's {a.max_position_embeddings}")

@@ -134,18 +134,18 @@ def test_failures_with_progress_between_them_do_not_add_up(cluster: Cluster) -> 
 def test_a_slice_ended_from_outside_is_counted_by_the_next(cluster: Cluster) -> None:
     """A node that dies takes the script with it: Slurm queues the job again, and nobody asks for progress."""
     said = ""
-    for _ in range(4):
+    for attempt in range(4):
+        begun = cluster.run / f"begun-{attempt}"
         process = subprocess.Popen(
-            ["bash", str(CHAIN), str(cluster.run), "sleep", "60"],
+            ["bash", str(CHAIN), str(cluster.run), "bash", "-c", f"touch {begun}; sleep 60"],
             env=cluster.environment,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         deadline = time.monotonic() + 20
-        while not (cluster.run / "chain/started").exists() and process.poll() is None and time.monotonic() < deadline:
+        while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.2)  # past the look at what the slice before left
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         said = process.communicate()[1]

@@ -210,7 +210,7 @@ def test_show_prints_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr().out
     )
     for arguments, message in (
-        (["midtrain"], "midtrain needs checkpoint=..., data=..., run_dir=..."),
+        (["midtrain"], "midtrain() needs checkpoint=..., data=..., run_dir=..."),
         (["train"], "recipe 'train' is unknown"),
         ([], "name a recipe"),
         (["midtrain", "checkpoint=c", "data=d", "run_dir=r", "sed=7"], "did you mean 'seed'"),

@@ -47,6 +47,16 @@ def test_every_model_has_a_plan(run: Run, model: str, gpu: str) -> None:
     assert "TP1 PP1 DP1, is not for 64 GPUs" in out
 
 
+def test_the_recipes_own_model_is_planned_for(run: Run) -> None:
+    """As `midtrain` takes it: the layout is the model's own too. A folder that is given instead still goes first."""
+    code, out, err = run("model=llama-3.1-8b", "mixture=mcs", "hardware=h100x64", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["model"], found["gpus"], found["recipe"]["fits"]) == ("llama-3.1-8b", 64, True)
+    code, out, _ = run("model=llama-3.1-8b", "hardware=h100x64", "--model", "granite-3.3-8b", "--json")
+    assert json.loads(out)["model"] == "granite-3.3-8b"
+
+
 def test_json_has_everything_and_nothing_else_is_printed(run: Run) -> None:
     code, out, _ = run("--model", "mistral-small-24b", "hardware=h100x64", "--json")
     found = json.loads(out)
