@@ -190,8 +190,8 @@ def test_a_killed_command_goes_on_and_its_ranks_are_gone(tmp_path: Path) -> None
         time.sleep(0.02)
     command.send_signal(signal.SIGKILL)
     command.wait()
-    assert not (tmp_path / "killed/evaluation.json").exists()
     _wait_for_its_lock(tmp_path / "killed")
+    assert not (tmp_path / "killed/evaluation.json").exists()  # ranks that go on would have finished it
     resumed = evaluate(settings)
     whole = evaluate(replace(settings, out=str(tmp_path / "whole")))
     assert resumed == whole
@@ -200,8 +200,8 @@ def test_a_killed_command_goes_on_and_its_ranks_are_gone(tmp_path: Path) -> None
 
 
 def _wait_for_its_lock(out: Path) -> None:
-    """The kernel needs a moment to end the ranks; they would go on for longer than this."""
-    deadline = time.monotonic() + 5
+    """The kernel needs a moment to end the ranks, which can be long on a busy machine."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             locked(out).release()
