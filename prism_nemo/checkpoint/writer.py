@@ -11,7 +11,6 @@ loop: at pocket size 270 ms for the state dict, 30 ms for the plan and 18 ms for
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -33,8 +32,8 @@ from prism_nemo.checkpoint.retention import remove_old
 from prism_nemo.checkpoint.snapshot import Entry, Staging, Trained, set_group_values, state_tensors
 from prism_nemo.errors import PrismError
 from prism_nemo.models.family import Architecture
+from prism_nemo.runtime.parent import end_with_parent
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROBLEM = "problem"
 LOWER_PRIORITY = 5  # the training loop goes first where there are fewer cores than processes
 
@@ -159,13 +158,6 @@ class Writer:
             time.sleep(0.005)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-
-
-def end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when the thread that forked it ends, however that happens."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)
 
 
 def _live(connection: Connection, parent: int) -> None:

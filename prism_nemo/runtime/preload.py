@@ -1,7 +1,15 @@
-"""What the server process imports once, so that forked workers start at once. Imports only: no threads, no state."""
+"""What the server process imports once, so that forked workers start at once. No threads, no state of torch's.
+
+The server ends with the command: it would live as long as one of its workers does, and a command that was killed would
+leave ranks behind that work on, and then wait for it for ever.
+"""
+
+import os
 
 from prism_nemo.quiet import quiet
+from prism_nemo.runtime.parent import end_with_parent
 
+end_with_parent(os.getppid())
 quiet()
 
 import megatron.core.dist_checkpointing  # noqa: E402

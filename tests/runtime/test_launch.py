@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import runtime_workers as workers
 
@@ -125,6 +126,21 @@ def test_signal_to_the_command_stops_its_processes(tmp_path: Path) -> None:
     assert "stopped by SIGTERM; run the same command again" in output
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_killed_command_takes_its_processes_along(tmp_path: Path) -> None:
+    """Neither ranks that work on nor a server that waits for them stay behind, though the command could not end them."""
+    call = f"launch(runtime_workers.sleep_long, {str(tmp_path / 'pid')!r})"
+    process = subprocess.Popen([sys.executable, write_script(tmp_path / "stage.py", call)])
+    try:
+        worker = psutil.Process(_wait_for(tmp_path / "pid", process))
+        server = worker.parent()
+        assert server is not None
+        assert server.pid != process.pid
+    finally:
+        process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    assert psutil.wait_procs([worker, server], timeout=30)[1] == []
 
 
 def _wait_for(marker: Path, process: subprocess.Popen[str]) -> int:
