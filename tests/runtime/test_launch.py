@@ -129,7 +129,7 @@ def test_signal_to_the_command_stops_its_processes(tmp_path: Path) -> None:
 
 
 def test_a_killed_command_takes_its_processes_along(tmp_path: Path) -> None:
-    """Neither ranks that work on nor a server that waits for them stay behind, though the command could not end them."""
+    """Neither ranks that work on nor a server that waits for them stay behind; the command could not end them."""
     call = f"launch(runtime_workers.sleep_long, {str(tmp_path / 'pid')!r})"
     process = subprocess.Popen([sys.executable, write_script(tmp_path / "stage.py", call)])
     try:
