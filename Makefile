@@ -56,10 +56,11 @@ slurm-packages:
 		timeout 120 apt-get update -qq >/dev/null 2>&1; \
 		timeout 300 apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck >/dev/null 2>&1 || true; }
 
-# NeMo-Run, beside the environment: it brings a hundred packages, of which the library needs none.
+# NeMo-Run, beside the environment: it brings a hundred packages, of which the library needs none. All of them, also those
+# that the interpreter has of its own: these are not seen from $(VENV).
 NEMO := $(VENV)/nemo
 $(NEMO)/.installed: $(STAMP)
-	@$(BIN)/python -m venv --system-site-packages $(NEMO)
+	@$(BIN)/python -m venv $(NEMO)
 	@$(NEMO)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt nemo-run==0.11.1 'leptonai<0.47' 2>>$(VENV)/pip.log
 	@touch $@
 

@@ -151,6 +151,14 @@ class SlurmCluster:
         for i in range(1, self.nodes + 1):
             (self.folder / f"spool/node{i}").mkdir()
             self.start_node(i)
+        self.wait_for_nodes()
+
+    def wait_for_nodes(self) -> None:
+        """Wait until every node is up and idle: on a busy machine one may have missed a call.
+
+        Raises:
+            RuntimeError: If that takes longer than a minute.
+        """
         deadline = time.monotonic() + 60
         while len(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()) < self.nodes:
             if time.monotonic() > deadline:

@@ -58,6 +58,7 @@ SMALL = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=00:10:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_sbatch_accepts_every_script(cluster: SlurmCluster, name: str) -> None:
+    cluster.wait_for_nodes()
     done = subprocess.run(
         ["sbatch", "--test-only", str(SLURM / f"{name}.sh")],
         env=cluster.environment,
