@@ -32,7 +32,18 @@ bubblewrap:
 			timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq bubblewrap; } >/dev/null 2>&1 || true; }
 	@command -v bwrap >/dev/null || echo "prism-nemo: no bubblewrap here (apt-get install bubblewrap, as root)"
 
-test: $(STAMP) bubblewrap
+# A browser for the tests of pages; they are skipped, with the reason, where it cannot be had.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 || { \
+		echo "prism-nemo: installing Chromium, for the tests of pages (300 MB)"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 300 apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 || { \
+			timeout 120 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends chromium; \
+		} >/dev/null 2>&1 || true; }
+	@command -v chromium >/dev/null || echo "prism-nemo: no Chromium here (apt-get install chromium, as root)"
+
+test: $(STAMP) bubblewrap chromium
 	@echo "prism-nemo: lint, then the tests that need neither a GPU nor a long time"
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -m 'not slow and not gpu and not slurm' -n 2 --dist loadfile
@@ -72,6 +83,13 @@ test-long: $(STAMP) $(KERNELS)/.installed $(NEMO)/.installed bubblewrap slurm-pa
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The site, into build/site; nothing is fetched. Links to other pages and to headings are checked, and a broken one fails.
+.PHONY: docs
+docs: $(STAMP)
+	@$(BIN)/python -m prism_nemo.commands.reference docs/commands.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "prism-nemo: build/site/index.html"
 
 benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/train_throughput.py
