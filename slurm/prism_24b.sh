@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way of Mistral-Small-24B: mid-train, RL, evaluate. It queues three jobs, each after the one before.
+# The whole way of Mistral-Small-24B: mid-train, RL, evaluate, report. It queues four jobs, each after the one before.
 #   bash slurm/prism_24b.sh [sbatch option ...]        such as --account=A --partition=P
 # With sbatch it does the same from a job of a minute, where the head node is not to be used.
 #SBATCH --job-name=prism-24b
@@ -25,6 +25,15 @@ after() { sbatch --parsable --kill-on-invalid-dep=yes --dependency="afterok:$1" 
 
 mid=$(sbatch --parsable "$@" slurm/mid_24b.sh)
 rl=$(after "${mid%%;*}" "$@" slurm/rl_24b.sh)
-last=$PRISM_NEMO_ROOT/runs/mistral-small-24b-mcs-rl-mcs/checkpoints/step_00001000
+name=mistral-small-24b-mcs-rl-mcs
+last=$PRISM_NEMO_ROOT/runs/$name/checkpoints/step_00001000
 evaluations=$(after "${rl%%;*}" "$@" slurm/eval.sh "$last" --tp 4 --dp 2)
-echo "mid-training ${mid%%;*}, RL ${rl%%;*}, evaluations ${evaluations%%;*}; see: squeue --me, prism-nemo status"
+pages=$PRISM_NEMO_ROOT/reports
+mkdir -p "$pages"
+found=("$PRISM_NEMO_ROOT/runs/mistral-small-24b-mcs" "$PRISM_NEMO_ROOT/runs/$name")
+for suite in reasoning retention longcontext; do
+    found+=("$PRISM_NEMO_ROOT/evaluations/$name-$suite")
+done
+report=$(after "${evaluations%%;*}" "$@" slurm/report.sh "${found[@]}" --out "$pages/$name.html")
+echo "mid-training ${mid%%;*}, RL ${rl%%;*}, evaluations ${evaluations%%;*}, report ${report%%;*}:" \
+    "squeue --me, prism-nemo status, and in the end $pages/$name.html"

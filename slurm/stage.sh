@@ -43,23 +43,8 @@ if [ -z "$run_dir" ]; then
     exit 2
 fi
 
-container=()
-inside=()
-if [ -n "$PRISM_NEMO_CONTAINER" ]; then
-    mounts=$PWD:$PWD${PRISM_NEMO_MOUNTS:+,$PRISM_NEMO_MOUNTS}
-    case $PRISM_NEMO_CONTAINER_RUNTIME in
-        pyxis)
-            container=(--container-image="$PRISM_NEMO_CONTAINER" --container-mounts="$mounts")
-            # The home folder would bring its own Python packages along.
-            container+=(--container-workdir="$PWD" --no-container-mount-home)
-            ;;
-        apptainer) inside=(apptainer exec --nv --no-home --bind "$mounts" --pwd "$PWD" "$PRISM_NEMO_CONTAINER") ;;
-        *)
-            echo "site.sh: PRISM_NEMO_CONTAINER_RUNTIME=$PRISM_NEMO_CONTAINER_RUNTIME; use pyxis or apptainer" >&2
-            exit 2
-            ;;
-    esac
-fi
+# shellcheck source=slurm/container.sh
+source slurm/container.sh || exit 2
 
 # Every node is looked at first. A bad one is named, written down and left out of the next attempt.
 # shellcheck disable=SC2317 # called by chain.sh

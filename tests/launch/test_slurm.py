@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 import subprocess
@@ -17,7 +18,7 @@ from slurm_cluster import SlurmCluster, missing
 from tiny_training import build_data, column, midtrain_config, write_llama
 
 from prism_nemo.checkpoint.convert import import_hf
-from prism_nemo.config import CheckpointConfig, ParallelConfig, to_yaml
+from prism_nemo.config import CheckpointConfig, GRPOConfig, ParallelConfig, RLConfig, RolloutConfig, to_yaml
 from prism_nemo.runtime.launch import launch
 from prism_nemo.training.midtrain import midtrain
 from recipes.stages import Stage
@@ -25,7 +26,7 @@ from recipes.stages import Stage
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).parents[2]
 SLURM = REPOSITORY / "slurm"
-SCRIPTS = ["mid_3b", "mid_8b", "mid_24b", "rl_8b", "rl_24b", "prism_24b", "eval", "grid", "stage"]
+SCRIPTS = ["mid_3b", "mid_8b", "mid_24b", "rl_8b", "rl_24b", "prism_24b", "eval", "grid", "report", "stage"]
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,51 @@ def test_two_nodes_end_with_the_losses_of_a_run_that_nobody_stopped(
     else:
         assert "exit code 137 at step" in log
     assert column(tmp_path / "run", "loss") == column(tmp_path / "undisturbed", "loss")
+
+
+def test_a_chain_trains_does_rl_evaluates_and_reports(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """As prism_24b.sh queues it, at pocket size: four jobs, each after the one before, and a page in the end."""
+    data = build_data(tmp_path / "data")
+    write_llama(tmp_path / "hf", max_position_embeddings=256)
+    import_hf(tmp_path / "hf", tmp_path / "initial", ParallelConfig())
+    mid = midtrain_config(tmp_path / "runs/mid", data, tmp_path / "initial")
+    rl = RLConfig(
+        run_dir=str(tmp_path / "runs/rl"),
+        init_from=str(tmp_path / "runs/mid/checkpoints/step_00000010"),
+        tokenizer=str(tmp_path / "data/tokenizer"),
+        tasks=["arithmetic"],
+        rollout=RolloutConfig(group_size=2, prompts_per_step=2, max_new_tokens=8),
+        grpo=GRPOConfig(kl_beta=0.0),
+        train_steps=2,
+        micro_batch_size=2,
+    )
+    for name, config in (("mid", mid), ("rl", rl)):
+        (tmp_path / f"{name}.yaml").write_text(to_yaml(config))
+    rows = [{"question": f"Say {i}", "answer": "yes", "reward": "exact", "split": "test"} for i in range(8)]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last, results = tmp_path / "runs/rl/checkpoints/step_00000002", tmp_path / "evaluations/quiz"
+    evaluation = ["prism-nemo", "eval", last, "--suite", tmp_path / "quiz.jsonl", "--out", results, "--format", "plain"]
+    evaluation += ["--tokenizer", tmp_path / "data/tokenizer", "--max-new-tokens", "8"]
+    page = tmp_path / "report.html"
+    jobs = [
+        [SLURM / "stage.sh", "prism-nemo", "midtrain", tmp_path / "mid.yaml"],
+        [SLURM / "stage.sh", "prism-nemo", "rl", tmp_path / "rl.yaml"],
+        [SLURM / "stage.sh", *evaluation],
+        [SLURM / "report.sh", tmp_path / "runs/mid", tmp_path / "runs/rl", results, "--out", page],
+    ]
+    numbers: list[str] = []
+    for job in jobs:
+        after = [f"--dependency=afterok:{numbers[-1]}", "--kill-on-invalid-dep=yes"] if numbers else []
+        size = ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=00:30:00"]
+        size = size if job[0] == SLURM / "stage.sh" else ["--time=00:30:00"]
+        environment = job_environment(tmp_path, PRISM_NEMO_HEALTH="off")
+        numbers.append(cluster.submit(*size, *after, *map(str, job), **environment))
+    for number in numbers:
+        found = cluster.wait(number, "COMPLETED", "FAILED", "CANCELLED", seconds=300)
+        assert found["JobState"] == "COMPLETED", cluster.log(number)
+    text = page.read_text()
+    for said in ("runs/mid", "runs/rl", "quiz"):
+        assert said in text, said
 
 
 NEMO_RUN = """

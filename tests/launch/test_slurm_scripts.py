@@ -21,7 +21,7 @@ def options(path: Path) -> dict[str, str]:
 
 def test_the_scripts_that_the_documentation_names_are_there() -> None:
     names = {path.stem for path in JOBS}
-    assert names == {"eval", "grid", "mid_24b", "mid_3b", "mid_8b", "prism_24b", "rl_24b", "rl_8b", "stage"}
+    assert names == {"eval", "grid", "mid_24b", "mid_3b", "mid_8b", "prism_24b", "report", "rl_24b", "rl_8b", "stage"}
 
 
 @pytest.mark.parametrize("path", sorted(SLURM.glob("*.sh")), ids=lambda path: path.name)
