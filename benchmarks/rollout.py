@@ -3,21 +3,23 @@
     python benchmarks/rollout.py [--json] [--rounds 3] [--requests 512] [--samples 1] [--cases dense hybrid]
                                  [--dtypes fp32 bf16]
 
-The same weights, the same prompts of 32 tokens, greedy. Response lengths are drawn from 8 to 128 and forced on both
-sides: ours by each request's max_new_tokens, the peer's by a stopping criterion per row, so that a batch runs until its
-longest row ends, as it does with an end token. Only tokens up to each row's end count, for both. The peer gets the best
-of its batch sizes and caches, found first on its own; ours runs with one setting. A figure is the median of the ratios
-per round. One thread. Prompts all differ; with `--samples 8` each is answered eight times, as in GRPO, which ours
-reads once.
+The same weights, the same prompts of 32 tokens, greedy; with `--temperature 1` sampled on both sides, as rollouts of
+RL are. Response lengths are drawn from 8 to 128 and forced on both sides: ours by each request's max_new_tokens, the
+peer's by a stopping criterion per row, so that a batch runs until its longest row ends, as it does with an end token.
+Only tokens up to each row's end count, for both. The peer gets the best of its batch sizes and caches, found first on
+its own; ours runs with one setting. A rate is per second of the processor's time, which other work on the machine
+distorts less than that of the clock; a figure is the median of the ratios per round. One thread. Prompts all differ;
+with `--samples 8` each is answered eight times, as in GRPO, which ours reads once.
 
 - `dense`: Llama-shaped, 8.9M parameters.
 - `hybrid`: Nemotron-H-shaped, 8.6M parameters: Mamba-2, attention and MLP layers.
 
-What bounds `dense` in fp32 (one core of a shared EPYC 9004; 512 requests, by thread time): 47 % of ours are products
-with weights, at 89 % of the most that the core does in any product (95 GFLOP/s); 28 % attention, which reads 19 GB of
-keys and values, 55 % of that time by the 7.5 GB/s that the core gets from memory; the rest is norms, rotations,
-activations and choosing tokens. With nothing but products and reads, both at those limits, it would take 9.2 s instead
-of 16.2; the peer took about 33 s. So 3 times its rate asks for more than torch's kernels give here.
+What bounds greedy `dense` in fp32 (one core of a shared EPYC 9004; 512 requests, 9.4 s by thread time, 13.1 before the
+kernels of `prism_nemo.generation.cpu_kernels`): 67 % are products with weights, at 96 of the 95 to 110 GFLOP/s that
+the core does in any product; 15 % attention, bound by the 12 to 15 GB/s at which it reads keys and values; 3 % the
+choice of tokens, 3 % prompts but for their products, 3 % norms and gates; the rest is moving rows and Python. The
+products alone allow 5,300 tokens/s; the peer wrote 1,480 in its best setting, so 3 times its rate leaves 1.4 s for all
+else. In bf16, and where tokens are sampled (which takes 12 ms per 256 rows in torch and 1.2 here), the target is met.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {"dense": {**DENSE, "num_hidden_layers": 6}, 
 TARGET = 3.0
 PROMPT, SHORTEST, LONGEST = 32, 8, 128
 # The peer's batch sizes and caches, of which the fastest is compared with. It has no static cache for hybrids.
-BATCHES = (32, 64, 128)
+BATCHES = (32, 64, 128, 256)
 CACHES: dict[str, tuple[str | None, ...]] = {"dense": (None, "static"), "hybrid": (None,)}
 
 Responses = list[list[int]]
@@ -60,7 +62,9 @@ def workload(count: int, samples: int) -> tuple[list[list[int]], list[int]]:
     return prompts, torch.randint(SHORTEST, LONGEST + 1, (count,), generator=generator).tolist()
 
 
-def ours(shape: dict[str, Any], runtime: Runtime, slots: int) -> tuple[Sampler, torch.nn.Module]:
+def ours(
+    shape: dict[str, Any], runtime: Runtime, slots: int, temperature: float = 0.0
+) -> tuple[Sampler, torch.nn.Module]:
     """This project's engine, and the model that it samples from."""
     from prism_nemo.generation.engine import Engine
     from prism_nemo.generation.requests import Request, SamplingParams
@@ -73,8 +77,8 @@ def ours(shape: dict[str, Any], runtime: Runtime, slots: int) -> tuple[Sampler, 
 
     def sample(prompts: list[list[int]], lengths: list[int]) -> Responses:
         requests = [
-            Request(prompt, SamplingParams(length, temperature=0.0))
-            for prompt, length in zip(prompts, lengths, strict=True)
+            Request(prompt, SamplingParams(length, temperature, seed=number))
+            for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
         ]
         return [response.tokens for response in engine.generate(requests)]
 
@@ -91,7 +95,9 @@ class _Ends:
         return input_ids.shape[1] >= self.ends
 
 
-def peer(model: torch.nn.Module, shape: dict[str, Any], dtype: torch.dtype) -> Callable[[int, str | None], Sampler]:
+def peer(
+    model: torch.nn.Module, shape: dict[str, Any], dtype: torch.dtype, temperature: float = 0.0
+) -> Callable[[int, str | None], Sampler]:
     """Transformers' model with our weights, for a batch size and a cache."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.generation import StoppingCriteriaList
@@ -110,7 +116,9 @@ def peer(model: torch.nn.Module, shape: dict[str, Any], dtype: torch.dtype) -> C
     theirs.to(dtype).eval()
 
     def setting(batch: int, cache: str | None) -> Sampler:
-        options = {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
+        options: dict[str, Any] = {} if cache is None else {"cache_implementation": cache, "disable_compile": True}
+        # Temperature 1 without top-k and nucleus, which is what ours does and the study's rollouts are.
+        options |= {"do_sample": True, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
 
         @torch.inference_mode()
         def sample(prompts: list[list[int]], lengths: list[int]) -> Responses:
@@ -118,7 +126,7 @@ def peer(model: torch.nn.Module, shape: dict[str, Any], dtype: torch.dtype) -> C
             for first in range(0, len(prompts), batch):
                 rows, ends = torch.tensor(prompts[first : first + batch]), lengths[first : first + batch]
                 written = theirs.generate(
-                    rows, attention_mask=torch.ones_like(rows), max_new_tokens=max(ends), do_sample=False,
+                    rows, attention_mask=torch.ones_like(rows), max_new_tokens=max(ends),
                     stopping_criteria=StoppingCriteriaList([_Ends(ends)]), pad_token_id=0, eos_token_id=None, **options,
                 )  # fmt: skip
                 found += [row[PROMPT : PROMPT + end].tolist() for row, end in zip(written, ends, strict=True)]
@@ -130,18 +138,20 @@ def peer(model: torch.nn.Module, shape: dict[str, Any], dtype: torch.dtype) -> C
 
 
 def timed(sampler: Sampler, prompts: list[list[int]], lengths: list[int]) -> tuple[float, Responses]:
-    """Tokens per second, and the responses."""
-    began = time.perf_counter()
+    """Tokens per second of the processor's time, and the responses."""
+    began = time.process_time()
     responses = sampler(prompts, lengths)
-    return sum(map(len, responses)) / (time.perf_counter() - began), responses
+    return sum(map(len, responses)) / (time.process_time() - began), responses
 
 
-def measure(case: str, kind: str, rounds: int, requests: int, samples: int, slots: int) -> dict[str, Any]:
+def measure(
+    case: str, kind: str, rounds: int, requests: int, samples: int, slots: int, temperature: float
+) -> dict[str, Any]:
     """Find the peer's best setting, then alternate."""
     shape, dtype = CASES[case], DTYPES[kind]
     runtime = dataclasses.replace(start(ParallelConfig(), seed=0), dtype=dtype)
-    mine, model = ours(shape, runtime, slots)
-    setting = peer(model, shape, dtype)
+    mine, model = ours(shape, runtime, slots, temperature)
+    setting = peer(model, shape, dtype, temperature)
     prompts, lengths = workload(requests, samples)
     few = max(BATCHES)
     settings = {(batch, cache): setting(batch, cache) for batch in BATCHES for cache in CACHES[case]}
@@ -170,6 +180,7 @@ def measure(case: str, kind: str, rounds: int, requests: int, samples: int, slot
         "peer_settings": {f"batch {b}, cache {c or 'dynamic'}": round(rate, 1) for (b, c), rate in tried.items()},
         "slots": slots,
         "samples_per_prompt": samples,
+        "temperature": temperature,
         "same_responses": f"{same} of {requests}",
         "distinct_tokens": len({token for response in written["ours"] for token in response}),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -184,13 +195,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--temperature", type=float, choices=(0.0, 1.0), default=0.0)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for case in arguments.cases:
         for kind in arguments.dtypes:
-            result = measure(case, kind, arguments.rounds, arguments.requests, arguments.samples, arguments.slots)
+            options = arguments.rounds, arguments.requests, arguments.samples, arguments.slots, arguments.temperature
+            result = measure(case, kind, *options)
             if arguments.json:
                 print(json.dumps(result), flush=True)
             else:

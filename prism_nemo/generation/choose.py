@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from prism_nemo.generation import cpu_kernels
+from prism_nemo.generation.drawing_kernel import draw
 from prism_nemo.generation.requests import SamplingParams
 
 # Tokens per block: a cumulative sum over blocks, then one inside the chosen block, instead of one over the vocabulary.
@@ -29,6 +31,35 @@ def choose(
     Returns:
         Token ids [n], and the log-probability of each at temperature 1 over all tokens, [n] fp64.
     """
+    if not cpu_kernels.serves(logits):
+        return _in_torch(logits, sampling, uniforms)
+    cut = [i for i, s in enumerate(sampling) if _is_cut(s)]
+    if not cut:
+        return _in_kernel(logits, sampling, uniforms)
+    # What a row's choice is computed with must not depend on the other rows.
+    tokens = torch.empty(len(sampling), dtype=torch.long)
+    logprobs = torch.empty(len(sampling), dtype=torch.float64)
+    for way, rows in ((_in_torch, cut), (_in_kernel, [i for i, s in enumerate(sampling) if not _is_cut(s)])):
+        if rows:
+            own = torch.tensor(rows)
+            tokens[own], logprobs[own] = way(logits[own], [sampling[i] for i in rows], [uniforms[i] for i in rows])
+    return tokens, logprobs
+
+
+def _is_cut(sampling: SamplingParams) -> bool:
+    return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1)
+
+
+def _in_kernel(
+    logits: torch.Tensor, sampling: list[SamplingParams], uniforms: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    heat = torch.tensor([s.temperature for s in sampling], dtype=torch.float32)
+    return draw(logits, heat, torch.tensor(uniforms, dtype=torch.float64))
+
+
+def _in_torch(
+    logits: torch.Tensor, sampling: list[SamplingParams], uniforms: list[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
     # One fused kernel that reads a row while it is in the core's cache, where its parts would each read all rows.
     scores = logits.log_softmax(dim=-1)
     greedy = [s.temperature == 0 for s in sampling]
@@ -38,7 +69,7 @@ def choose(
     heat = [s.temperature or 1.0 for s in sampling]
     heated = any(t != 1.0 for t in heat)
     weights = ((logits / torch.tensor(heat, device=logits.device).unsqueeze(-1)) if heated else logits).softmax(dim=-1)
-    cut = [i for i, s in enumerate(sampling) if s.temperature and (s.top_k or s.top_p < 1)]
+    cut = [i for i, s in enumerate(sampling) if _is_cut(s)]
     if cut:
         rows = torch.tensor(cut, device=logits.device)
         kept = restrict(weights[rows], [sampling[i].top_k for i in cut], [sampling[i].top_p for i in cut])

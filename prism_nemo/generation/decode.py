@@ -15,8 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 
+from prism_nemo.generation import cpu_kernels
 from prism_nemo.generation.caches import Cache, Memory
-from prism_nemo.generation.layers import Layer, layers_of
+from prism_nemo.generation.layers import MLP, Layer, layers_of
 from prism_nemo.generation.products import Product
 from prism_nemo.generation.spans import Prompts, Step, bands_of
 from prism_nemo.models.decoder import LanguageModel
@@ -47,6 +48,8 @@ class Decoder:
         model: This rank's part, in any tensor- and pipeline-parallel layout.
 
     Attributes:
+        packed: Whether the kernels of `prism_nemo.generation.cpu_kernels` are used: then rows of any lengths attend
+            together.
         observe: Called with a layer's name and the residual stream [..., h] after it; None to look at nothing.
     """
 
@@ -60,6 +63,7 @@ class Decoder:
         self.eps, self.vocab_size = a.norm_epsilon, a.vocab_size
         parameters = dict(model.named_parameters())
         self.like = next(iter(parameters.values()))
+        self.packed = cpu_kernels.serves(self.like)
         self.embedding = parameters.get("embedding.word_embeddings.weight")
         self.layers: list[Layer] = []
         for i, layer in enumerate(model.decoder.layers):
@@ -122,6 +126,8 @@ class Decoder:
         return x
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if self.packed and x.is_contiguous():
+            return cpu_kernels.normed(x, weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
 
     def _add(self, x: torch.Tensor, layer: Layer, inner: torch.Tensor) -> torch.Tensor:
@@ -135,20 +141,13 @@ class Decoder:
             self.observe(layer.name, x)
         return x
 
-    def _leave(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Hand the residual stream on; from the last stage, logits [n, vocab] in fp32 on its first rank.
-
-        Args:
-            x: [n, h], or [b, t, h].
-            rows: [b], the place whose logits are asked for.
-        """
+    def _leave(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Hand the residual stream on; from the last stage [n, h], logits [n, vocab] in fp32 on its first rank."""
         if not self.last:
             self._sent.append(_Message(x.contiguous(), self._pp))
             return None
         if self.final_norm is None or self.output is None:
             raise RuntimeError("the last stage has no output layer")
-        if rows is not None:
-            x = x[torch.arange(len(x), device=x.device), rows]
         logits = self.output(self._normed(x, self.final_norm))
         if self._tp_size > 1:
             parts = [torch.empty_like(logits) for _ in range(self._tp_size)] if self.has_logits else None
@@ -182,11 +181,16 @@ class Decoder:
             cos, sin = cos[:width], sin[:width]
         span = Prompts(lengths, real.unsqueeze(-1), cos, sin)
         x, memories = self._enter(tokens), []
-        for layer in self.layers:
+        # Behind the last layer that remembers, only what the next token is asked of needs to be computed.
+        rows, ends = torch.arange(len(prompts), device=device), lengths - 1
+        needed = max((i for i, layer in enumerate(self.layers) if not isinstance(layer, MLP)), default=0)
+        for i, layer in enumerate(self.layers):
             inner, memory = layer.prefill(self._normed(x, layer.norm), span)
             memories.append(memory)
+            if i == needed and self.last and self.observe is None:
+                inner, x = inner[rows, ends], x[rows, ends]
             x = self._add(x, layer, inner)
-        return self._leave(x, lengths - 1), memories
+        return self._leave(x if x.dim() == 2 or not self.last else x[rows, ends]), memories
 
     def step(self, tokens: list[int], positions: list[int], caches: list[Cache], band: int) -> torch.Tensor | None:
         """Add one token to each of the first rows of the caches.
@@ -195,17 +199,16 @@ class Decoder:
             tokens: One per row.
             positions: Where each stands in its response.
             caches: From `caches`.
-            band: Rows of similar length that attend together.
+            band: Rows of similar length that attend together, where `packed` is false.
 
         Returns:
             Logits [rows, vocab] of the next token of each, where they are.
         """
         places = torch.tensor(positions, device=self.like.device)
         cos, sin = self._cos_sin(max(positions) + 1)
-        if cos is not None and sin is not None:
-            cos, sin = cos[places], sin[places]
-        bands = bands_of(positions, band, self.architecture.sliding_window, self.like)
-        span = Step(len(tokens), places, bands, cos, sin)
+        window = self.architecture.sliding_window
+        bands = [] if self.packed else bands_of(positions, band, window, self.like)
+        span = Step(len(tokens), places, bands, None if cos is None or sin is None else (cos, sin))
         x = self._enter(torch.tensor(tokens, device=self.like.device))
         for layer, cache in zip(self.layers, caches, strict=True):
             x = self._add(x, layer, layer.step(self._normed(x, layer.norm), cache, span))

@@ -29,7 +29,8 @@ from prism_nemo.models.decoder import LanguageModel
 
 # Columns that a row starts with beyond its prompt; doubled when a response outgrows them.
 _FIRST_ROOM = 64
-# Bands that a lane's rows are cut into: each reads the columns of its longest response. More bands, smaller products.
+# Bands that a lane's rows are cut into where torch's kernels attend: each reads the columns of its longest response.
+# More bands, smaller products.
 _BANDS = 4
 # A prompt is read together with others down to this share of the longest one's length.
 _SIMILAR = 0.75
@@ -128,9 +129,10 @@ class _Run:
         count = min(slots, parallel_state.get_pipeline_model_parallel_world_size())
         rows = slots // count
         a = engine.model.architecture
-        attends = not a.layer_pattern or "*" in a.layer_pattern
-        band = max(8, -(-rows // _BANDS)) if attends else rows
-        capacity = min(self.most, longest_prompt + _FIRST_ROOM)
+        banded = not self.decoder.packed and (not a.layer_pattern or "*" in a.layer_pattern)
+        band = max(8, -(-rows // _BANDS)) if banded else rows
+        # Memory that a packed cache does not touch is not taken, so that its rows need not be copied to grow.
+        capacity = self.most if self.decoder.packed else min(self.most, longest_prompt + _FIRST_ROOM)
         return [Lane(rows, band, self.decoder.caches(rows, capacity), capacity) for _ in range(count)]
 
     def responses(self) -> list[Response]:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from prism_nemo.generation.caches import Cache, KeyValues, Memory, Nothing, State
+from prism_nemo.generation import cpu_kernels
+from prism_nemo.generation.attention_kernel import attend
+from prism_nemo.generation.caches import Cache, KeyValues, Memory, Nothing, PackedKeyValues, State
 from prism_nemo.generation.products import Product
 from prism_nemo.generation.spans import Prompts, Step
 from prism_nemo.models.family import Architecture
@@ -66,9 +68,10 @@ class Attention(Layer):
         self.per_group = a.num_attention_heads // a.num_query_groups
         self.scale, self.window = a.attention_multiplier, a.sliding_window
 
-    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> KeyValues:
+    def cache(self, rows: int, capacity: int, like: torch.Tensor) -> KeyValues | PackedKeyValues:
         """See `Layer.cache`."""
-        return KeyValues((rows, self.groups, capacity, self.d), like)
+        kind = PackedKeyValues if cpu_kernels.serves(like) else KeyValues
+        return kind((rows, self.groups, capacity, self.d), like)
 
     def project(
         self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
@@ -91,15 +94,21 @@ class Attention(Layer):
             )
         return out.transpose(1, 2).flatten(2), (k, v)
 
-    def step(self, x: torch.Tensor, cache: KeyValues, step: Step) -> torch.Tensor:
+    def step(self, x: torch.Tensor, cache: KeyValues | PackedKeyValues, step: Step) -> torch.Tensor:
         """See `Layer.step`."""
-        qk, v = self.project(x, step.cos, step.sin)
+        if isinstance(cache, PackedKeyValues):
+            qkv = self.qkv(x).view(step.rows, self.groups, self.per_group + 2, self.d)
+            return attend(qkv, step.angles, step.positions, cache.keys, cache.values, self.scale, self.window)
+        return self._attend(*self.project(x, *step.rotation()), cache, step)
+
+    def _attend(self, qk: torch.Tensor, v: torch.Tensor, cache: KeyValues, step: Step) -> torch.Tensor:
+        """In torch's kernels, band by band."""
         capacity = cache.keys.shape[2]
-        heads = torch.arange(step.rows * self.groups, device=x.device).view(-1, self.groups)
+        heads = torch.arange(step.rows * self.groups, device=v.device).view(-1, self.groups)
         places = (heads * capacity + step.positions.unsqueeze(-1)).flatten()
         cache.keys.view(-1, self.d).index_copy_(0, places, qk[:, :, -1].reshape(-1, self.d))
         cache.values.view(-1, self.d).index_copy_(0, places, v.reshape(-1, self.d))
-        out = x.new_empty(step.rows, self.groups, self.per_group, self.d)
+        out = v.new_empty(step.rows, self.groups, self.per_group, self.d)
         for band in step.bands:
             rows, columns = slice(band.first, band.end), slice(band.start, band.stop)
             # The queries of a group become query positions of their shared key/value head: nothing is expanded.
@@ -139,6 +148,8 @@ class MLP(Layer):
         """[..., h] to what the second matrix takes, [..., inner]."""
         hidden = self.fc1(x)
         if self.gated:
+            if cpu_kernels.serves(hidden):
+                return cpu_kernels.swiglu(hidden)
             gate, up = hidden.chunk(2, dim=-1)
             return F.silu(gate).mul_(up)
         return hidden.relu_().square_()

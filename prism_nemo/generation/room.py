@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from prism_nemo.errors import InputError
 from prism_nemo.generation.decode import Decoder
+from prism_nemo.generation.simd import LANES
 from prism_nemo.runtime.memory import free_memory
 
 # Of the free memory: the rest is for a layer's cache that is copied as it grows, logits and the passes over prompts.
@@ -19,8 +20,9 @@ def row_bytes(decoder: Decoder, tokens: int) -> int:
     def size(capacity: int) -> int:
         return sum(cache.nbytes() for cache in decoder.caches(1, capacity))
 
-    one, two = size(1), size(2)  # a state of fixed size, and so much for each token
-    return one + (tokens - 1) * (two - one)
+    # A state of fixed size, and so much for each block of tokens: small caches tell what large ones take.
+    one, two, blocks = size(LANES), size(2 * LANES), -(-tokens // LANES)
+    return one + (blocks - 1) * (two - one)
 
 
 def affordable(decoder: Decoder, tokens: int, group: dist.ProcessGroup | None) -> int:

@@ -50,16 +50,18 @@ class Step:
     Attributes:
         rows: How many.
         positions: [rows], where each stands in its response.
-        bands: Rows of similar length; empty for models without attention.
-        cos: [rows, 1, 1, d / 2], or None without rotary embedding.
-        sin: The same.
+        bands: Rows of similar length, for attention in torch's kernels.
+        angles: Cosines and sines of all positions, [positions, 1, 1, d / 2] each; None without rotary embedding.
     """
 
     rows: int
     positions: torch.Tensor
     bands: list[Band]
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
+    angles: tuple[torch.Tensor, torch.Tensor] | None
+
+    def rotation(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Cosines and sines of the rows, [rows, 1, 1, d / 2] each."""
+        return (None, None) if self.angles is None else (self.angles[0][self.positions], self.angles[1][self.positions])
 
 
 def bands_of(positions: list[int], size: int, window: int | None, like: torch.Tensor) -> list[Band]:

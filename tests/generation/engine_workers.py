@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from generation_workers import load_model
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
-from prism_nemo.generation import layers
+from prism_nemo.generation import cpu_kernels, layers
 from prism_nemo.generation.decode import Decoder
 from prism_nemo.generation.engine import Engine
 from prism_nemo.generation.parity import layer_gaps
@@ -115,23 +116,49 @@ def stop_text(model: LanguageModel, prompt: list[int], stop_at: int) -> tuple[An
     return free, stopped, text
 
 
-def capacity_of(model: LanguageModel, prompts: list[list[int]], options: dict[str, Any]) -> tuple[int, int]:
+@contextmanager
+def _kernels(used: bool) -> Iterator[None]:
+    """Without the kernels for CPU, as on a GPU, or with them."""
+    kept = cpu_kernels.serves
+    if not used:
+        cpu_kernels.serves = lambda tensor: False
+    try:
+        yield
+    finally:
+        cpu_kernels.serves = kept
+
+
+def with_and_without_kernels(model: LanguageModel, prompts: list[list[int]]) -> tuple[Written, Written]:
+    """The same requests in few slots, by the kernels for CPU and by torch's."""
+    with _kernels(False):
+        torchs = write(model, requests_of(prompts), slots=11)
+    return write(model, requests_of(prompts), slots=11), torchs
+
+
+def capacity_of(
+    model: LanguageModel, prompts: list[list[int]], options: dict[str, Any], packed: bool
+) -> tuple[int, int]:
     """Rows and tokens per row of the largest cache that was made."""
     from prism_nemo.generation import caches
 
     seen = []
-    make, grow = caches.KeyValues.__init__, caches.KeyValues.grow
 
-    def made(self: Any, shape: Any, like: Any) -> None:
-        make(self, shape, like)
-        seen.append((shape[0], shape[2]))
+    def watch(kind: Any) -> None:
+        make, grow = kind.__init__, kind.grow
 
-    def grown(self: Any, capacity: int) -> None:
-        grow(self, capacity)
-        seen.append((self.keys.shape[0], self.keys.shape[2]))
+        def made(self: Any, shape: Any, like: Any) -> None:
+            make(self, shape, like)
+            seen.append((shape[0], shape[2]))
 
-    caches.KeyValues.__init__, caches.KeyValues.grow = made, grown  # type: ignore[method-assign]
-    write(model, requests_of(prompts), **options)
+        def grown(self: Any, capacity: int) -> None:
+            grow(self, capacity)
+            seen.append((self.keys.shape[0], capacity))
+
+        kind.__init__, kind.grow = made, grown
+
+    watch(caches.PackedKeyValues if packed else caches.KeyValues)
+    with _kernels(packed):
+        write(model, requests_of(prompts), **options)
     return max(rows for rows, _ in seen), max(columns for _, columns in seen)
 
 

@@ -22,6 +22,7 @@ from engine_workers import (
     rounding_of_bf16,
     stop_text,
     twice,
+    with_and_without_kernels,
     with_little_memory,
     write,
 )
@@ -111,6 +112,15 @@ def test_every_layout_writes_what_one_process_writes(
                 assert logprobs == pytest.approx(wanted_logprobs, abs=5e-5)
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "nemotron-h"])
+def test_torchs_kernels_write_what_those_for_cpu_write(case: str, families: dict[str, str]) -> None:
+    """The path of GPUs, in bands of rows, on CPU."""
+    own, torchs = launch(in_one_process, families[case], with_and_without_kernels, PROMPTS)
+    assert [(tokens, done) for tokens, _, done in own] == [(tokens, done) for tokens, _, done in torchs]
+    for (_, logprobs, _), (_, wanted, _) in zip(own, torchs, strict=True):
+        assert logprobs == pytest.approx(wanted, abs=5e-5)
+
+
 def test_the_order_of_requests_changes_nothing(families: dict[str, str]) -> None:
     forward, backward = launch(in_one_process, families["nemotron-h"], twice, requests_of(PROMPTS))
     assert [tokens for tokens, _, _ in forward] == [tokens for tokens, _, _ in backward]
@@ -139,10 +149,11 @@ def test_a_text_stops_a_response(families: dict[str, str]) -> None:
     assert not free[2]
 
 
-def test_caches_are_bounded_and_sized_to_what_is_written(families: dict[str, str]) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_caches_are_bounded_and_sized_to_what_is_written(packed: bool, families: dict[str, str]) -> None:
     """The longest request needs 17 + 24 tokens; 100 tokens of cache are two rows of them."""
     for options, most in (({"slots": 6}, (6, 41)), ({"slots": 6, "cache_tokens": 100}, (2, 41))):
-        rows, columns = launch(in_one_process, families["llama"], capacity_of, PROMPTS, options)
+        rows, columns = launch(in_one_process, families["llama"], capacity_of, PROMPTS, options, packed)
         assert rows == most[0]
         assert columns <= most[1]
 
