@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +26,8 @@ from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError
 from prism_nemo.generation.engine import Engine
 from prism_nemo.models.build import build_model
+from prism_nemo.rl.keeping import choose, counts, parse_rule
+from prism_nemo.rl.pass_rates import PassRates, pass_rate, read_measured, solved
 from prism_nemo.rl.prompt_file import PromptFile, check_prompt_lengths
 from prism_nemo.rl.rewards.judge import Judge
 from prism_nemo.rl.rollout import roll_out
@@ -75,22 +74,6 @@ class FilterConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     seed: int = 1234
     templates: list[str] = field(default_factory=list)
-
-
-def parse_rule(text: str, samples: int) -> tuple[int, int]:
-    """Bounds of a rule, inclusive.
-
-    Raises:
-        InputError: If it is not ``N``, ``LO:``, ``:HI`` or ``LO:HI`` within 0 to `samples`.
-    """
-    match = re.fullmatch(r"(\d*)(:?)(\d*)", text)
-    if match is None or not text.strip(":"):
-        raise InputError(f"--keep {text}: expected N, LO:, :HI or LO:HI, counted in right answers of {samples}")
-    low = int(match[1] or 0)
-    high = low if not match[2] else int(match[3] or samples)
-    if not 0 <= low <= high <= samples:
-        raise InputError(f"--keep {text}: {low} to {high} right answers are not within 0 to {samples}")
-    return low, high
 
 
 def check_filter(config: FilterConfig) -> list[PromptFile]:
@@ -189,7 +172,7 @@ def measure(config: FilterConfig) -> int:
     """
     files = check_filter(config)
     runtime = start(config.parallel, config.seed)
-    log = _Log(Path(f"{config.out}.measured.jsonl"), _identity(config)) if runtime.is_main else None
+    log = PassRates(Path(f"{config.out}.measured.jsonl"), _identity(config)) if runtime.is_main else None
     # One rank reads, so that all go on from the same prompt.
     found_done = [0 if log is None else log.count]
     if runtime.world_size > 1:
@@ -208,7 +191,7 @@ def _answer(
     files: Sequence[PromptFile],
     rows: Sequence[tuple[int, int]],
     done: int,
-    log: _Log | None,
+    log: PassRates | None,
 ) -> None:
     """Answer and log the prompts from number `done` on; `rows` has the file and the row of each."""
     model = build_model(read_architecture(Path(config.checkpoint)), runtime)
@@ -227,118 +210,13 @@ def _answer(
             lines: list[dict[str, Any]] = []
             for first in range(0, len(found), config.samples):
                 group = found[first : first + config.samples]
-                number = group[0].number
-                f, i = rows[number]
-                lines.append(
-                    {
-                        "number": number,
-                        "file": config.prompts[f],
-                        "row": i,
-                        "domain": group[0].problem.domain,
-                        "right": sum(r.score.right for r in group),
-                        "well_formed": sum(r.score.well_formed for r in group),
-                        "finished": sum(r.response.finished for r in group),
-                        "tokens": sum(len(r.response.tokens) for r in group),
-                        "failures": dict(Counter(r.score.failure for r in group if r.score.failure)),
-                    }
-                )
+                f, i = rows[group[0].number]
+                lines.append({"number": group[0].number, "file": config.prompts[f], "row": i, **pass_rate(group)})
             lines = sorted((line for share in gather(lines) for line in share), key=lambda line: line["number"])
             if log is not None:
                 log.append(lines)
             done += len(part)
-            solved = sum(line["right"] > 0 for line in lines) / len(lines)
-            progress.update(done, f"solved at least once {solved:.0%}")
-
-
-class _Log:
-    """The measured prompts on disk: a first line that says what was measured, then a line each, in order."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self._path = path
-        self.count = 0
-        if path.is_file():
-            header, lines = read_measured(path)
-            if header != identity:
-                changed = [key for key in identity if header.get(key) != identity[key]]
-                raise InputError(f"{path}: was measured with another {', '.join(changed)}; remove it to measure anew")
-            self.count = len(lines)
-            # Without a last line that a kill cut short.
-            write_text(path, "".join(json.dumps(line) + "\n" for line in [header, *lines]))
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(identity) + "\n")
-
-    def append(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Add the pass rates of more prompts."""
-        with self._path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read_measured(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What was measured, and the pass rate of each prompt so far.
-
-    Raises:
-        InputError: If the file is damaged before its last line.
-    """
-    found: list[dict[str, Any]] = []
-    raw = path.read_text().splitlines()
-    for number, line in enumerate(raw):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number + 1 < len(raw) or number == 0:
-                raise InputError(f"{path}:{number + 1}: not valid JSON; remove the file to measure anew") from None
-    if not found:
-        raise InputError(f"{path}: is empty; remove the file to measure anew")
-    return found[0], found[1:]
-
-
-def choose(
-    measured: Sequence[dict[str, Any]], keep: dict[str, str], samples: int, balance: int | None, seed: int
-) -> list[dict[str, Any]]:
-    """The prompts to keep, in their order.
-
-    Args:
-        measured: One for each prompt, with ``domain`` and ``right``.
-        keep: See `FilterConfig`.
-        samples: Answers that each prompt had.
-        balance: See `FilterConfig`.
-        seed: Of random choices.
-
-    Raises:
-        InputError: If a domain has too few prompts to be filled up, or nothing is left.
-    """
-    by_domain: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in measured:
-        by_domain[line["domain"]].append(line)
-    kept: list[dict[str, Any]] = []
-    for domain, lines in sorted(by_domain.items()):
-        rule = keep.get(domain, keep.get("*"))
-        if rule is None:
-            continue
-        low, high = parse_rule(rule, samples)
-        chosen = [line for line in lines if low <= line["right"] <= high]
-        if balance is not None:
-            rng = random.Random(f"balance/{seed}/{domain}")
-            unsolved = [line for line in lines if line["right"] == 0 and not low <= 0 <= high]
-            missing = balance - len(chosen)
-            if missing > len(unsolved):
-                raise InputError(
-                    f"--balance {balance}: domain {domain} has {len(chosen)} prompts by its rule and {len(unsolved)} "
-                    f"that were never solved; use at most {len(chosen) + len(unsolved)}"
-                )
-            chosen = rng.sample(chosen, balance) if missing < 0 else chosen + rng.sample(unsolved, missing)
-        kept += chosen
-    if not kept:
-        rates = Counter(line["right"] for line in measured)
-        raise InputError(
-            f"--keep: no prompt is left; right answers of {samples}: "
-            + ", ".join(f"{n} in {count} prompts" for n, count in sorted(rates.items()))
-            + "; pass rates are kept, another rule needs no new answers"
-        )
-    return sorted(kept, key=lambda line: line["number"])
+            progress.update(done, f"solved at least once {solved(lines):.0%}")
 
 
 def write_kept(config: FilterConfig) -> dict[str, Any]:
@@ -360,26 +238,10 @@ def write_kept(config: FilterConfig) -> dict[str, Any]:
         "keep": config.keep,
         "balance": config.balance,
         "domains": {
-            domain: _counts([line for line in measured if line["domain"] == domain], kept)
+            domain: counts([line for line in measured if line["domain"] == domain], kept)
             for domain in sorted({line["domain"] for line in measured})
         },
         "sha256": sha256(Path(config.out)),
     }
     write_json(Path(f"{config.out}.json"), record)
     return record
-
-
-def _counts(measured: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was measured of one domain, and what is kept of it."""
-    numbers = {line["number"] for line in measured}
-    mine = [line for line in kept if line["number"] in numbers]
-    failures: Counter[str] = Counter()
-    for line in measured:
-        failures.update(line["failures"])
-    return {
-        "measured": len(measured),
-        "kept": len(mine),
-        "never_solved_kept": sum(line["right"] == 0 for line in mine),
-        "right_answers": dict(sorted(Counter(line["right"] for line in measured).items())),
-        "no_verdict": dict(failures),  # answers that count as wrong and may not be
-    }

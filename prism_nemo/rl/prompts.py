@@ -71,8 +71,9 @@ class PromptStream:
         epoch, row = divmod(number, len(task))
         kept = self._orders.get(source)
         if kept is None or kept[0] != epoch:
+            # The file's name and not its folder: a run that is moved goes on with the same prompts.
             # Unsigned by name: numpy would make floats of large integers, and round the epoch away.
-            name = zlib.crc32(task.name.encode())
+            name = zlib.crc32(task.name.rpartition("/")[2].encode())
             key = np.array([self.seed & 0xFFFFFFFFFFFFFFFF, (name << 32) | (epoch & 0xFFFFFFFF)], np.uint64)
             order = np.random.Generator(np.random.Philox(key=key)).permutation(len(task))
             self._orders[source] = kept = (epoch, order)

@@ -12,6 +12,7 @@ from typing import Any
 from megatron.core import parallel_state
 
 from prism_nemo.rl import curate
+from prism_nemo.rl.pass_rates import PassRates
 from prism_nemo.rl.rewards.task import Problem
 from prism_nemo.rl.rewards.verifier import Verifier
 
@@ -52,13 +53,14 @@ def measure_and_tell(config: curate.FilterConfig, folder: str) -> int:
     """Measure, and write down the number of the prompt, its text and every answer to ``folder/RANK.jsonl``."""
     roll_out = curate.roll_out
 
-    def told(engine: Any, problems: Any, judge: Any, tokenizer: Any, *rest: Any) -> Any:
-        found = roll_out(engine, problems, judge, tokenizer, *rest)
+    def told(engine: Any, problems: Any, judge: Any, tokenizer: Any, rollout: Any, seed: int) -> Any:
+        found = roll_out(engine, problems, judge, tokenizer, rollout, seed)
+        sampling = [rollout.temperature, rollout.top_p, rollout.group_size, rollout.max_new_tokens, seed]
         rank = parallel_state.get_data_parallel_rank()
         with (Path(folder) / f"{rank}.jsonl").open("a") as file:
             for r in found:
                 line = {"number": r.number, "prompt": r.problem.prompt, "text": tokenizer.decode(r.response.tokens)}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({**line, "sampling": sampling}) + "\n")
         return found
 
     curate.roll_out = told
@@ -67,9 +69,9 @@ def measure_and_tell(config: curate.FilterConfig, folder: str) -> int:
 
 def measure_and_be_killed(config: curate.FilterConfig, batches: int) -> int:
     """Measure and be killed while the pass rates of a batch are written, in the middle of its second line."""
-    append = curate._Log.append
+    append = PassRates.append
 
-    def die(self: curate._Log, lines: Any) -> None:
+    def die(self: PassRates, lines: Any) -> None:
         die.left -= 1  # type: ignore[attr-defined]
         if die.left >= 0:  # type: ignore[attr-defined]
             append(self, lines)
@@ -80,5 +82,5 @@ def measure_and_be_killed(config: curate.FilterConfig, batches: int) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
 
     die.left = batches  # type: ignore[attr-defined]
-    curate._Log.append = die  # type: ignore[method-assign]
+    PassRates.append = die  # type: ignore[method-assign]
     return curate.measure(config)

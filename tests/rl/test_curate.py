@@ -20,17 +20,14 @@ from prism_nemo.checkpoint.atomic import HASHES, MANIFEST
 from prism_nemo.checkpoint.convert import import_hf
 from prism_nemo.config import ParallelConfig, RewardConfig
 from prism_nemo.errors import InputError, PrismError
+from prism_nemo.generation.requests import Response
 from prism_nemo.rl import curate
-from prism_nemo.rl.curate import (
-    FilterConfig,
-    check_filter,
-    choose,
-    measure,
-    parse_rule,
-    read_measured,
-    write_kept,
-)
+from prism_nemo.rl.curate import FilterConfig, check_filter, measure, write_kept
+from prism_nemo.rl.keeping import choose, parse_rule
+from prism_nemo.rl.pass_rates import PassRates, pass_rate, read_measured, solved
 from prism_nemo.rl.prompt_file import PromptFile
+from prism_nemo.rl.rewards.task import Problem, Score
+from prism_nemo.rl.rollout import Rollout
 from prism_nemo.runtime.launch import launch
 
 SAMPLES = 8
@@ -114,6 +111,29 @@ def test_too_few_to_balance() -> None:
     message = r"--balance 4: domain math has 2 prompts by its rule and 1 that were never solved; use at most 3"
     with pytest.raises(InputError, match=message):
         choose(_measured(math=[0, 1, 1, 9], code=[1] * 9), {"*": "1"}, 16, 4, 0)
+
+
+def test_only_full_marks_in_the_required_form_are_right() -> None:
+    """Part of the marks is not, and a right answer with a penalty is, although its reward says otherwise."""
+    scores = [
+        Score(1.0, True, "a"),
+        Score(0.5, True, "a", correct=0.5),
+        Score(-0.2, True, "a", correct=1.0, penalties={"long": -1.2}),
+        Score(1.0, False, "a", correct=1.0),
+        Score(1.0, True, None, failure="raised ValueError"),
+        Score(0.0, True, "b"),
+    ]
+    problem = Problem("", "q", "", "a", domain="maths")
+    group = [Rollout(problem, Response([1], [2] * i, [], i < 2), score) for i, score in enumerate(scores)]
+    assert pass_rate(group) == {
+        "domain": "maths",
+        "right": 2,
+        "well_formed": 5,
+        "finished": 2,
+        "tokens": 15,
+        "failures": {"raised ValueError": 1},
+    }
+    assert solved([{"right": 0}, {"right": 3}, {"right": 1}, {"right": 0}, {"right": 0}]) == 0.4
 
 
 def test_nothing_is_left() -> None:
@@ -215,6 +235,8 @@ def test_pass_rates_are_those_of_the_answers(whole: Whole, prompts: list[str]) -
         assert line["finished"] == sum(text.endswith("<eos>") for text in texts)
         missing = sum(first in tuple(string.punctuation) for first in bare) if line["domain"] == "letter" else 0
         assert line["failures"] == ({"raised ValueError": missing} if missing else {})
+    # As the record says: temperature 1, and no token is cut off.
+    assert {tuple(answer["sampling"]) for answer in answers} == {(1.0, 1.0, SAMPLES, 6, 1234)}
     rights = [line["right"] for line in lines if line["domain"] != "never"]
     assert len(set(rights)) > 2  # otherwise the comparisons below say little
     assert any(line["failures"] for line in lines)
@@ -280,6 +302,9 @@ def test_kept_prompts_and_how_they_were_chosen(whole: Whole, prompts: list[str],
     assert record["domains"]["letter"]["no_verdict"]
     measured_with = record["measured_with"]
     assert measured_with["checkpoint"] == config.checkpoint
+    # Which model it was, file by file, also when its folder is gone.
+    manifest = json.loads((Path(config.checkpoint) / MANIFEST).read_text())
+    assert measured_with[HASHES] == manifest[HASHES] != {}
     assert measured_with["prompts"] == {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in prompts}
     # The result is a prompt file.
     result = PromptFile(Path(config.out))
@@ -303,7 +328,7 @@ def test_another_model_at_the_same_place_is_refused(prompts: list[str], tmp_path
     config = _config(model, prompts[1:], tmp_path / "kept.jsonl")
     _import(tmp_path / "hf", tmp_path / "native", seed=3)
     before = _without_hashes(tmp_path / "native")
-    curate._Log(Path(f"{config.out}.measured.jsonl"), curate._identity(config))
+    PassRates(Path(f"{config.out}.measured.jsonl"), curate._identity(config))
     for folder in ("native", "hf"):
         shutil.rmtree(tmp_path / folder)
     _import(tmp_path / "hf", tmp_path / "native", seed=4)
@@ -332,7 +357,7 @@ def test_what_decides_a_pass_rate_may_not_change(
     config = FilterConfig(**{**vars(whole[0]), "out": str(tmp_path / "kept.jsonl")})
     path = Path(f"{config.out}.measured.jsonl")
     path.write_text(Path(f"{whole[0].out}.measured.jsonl").read_text())
-    assert curate._Log(path, curate._identity(config)).count == 13
+    assert PassRates(path, curate._identity(config)).count == 13
     if what == "prompts":
         changed = tmp_path / "b.jsonl"
         changed.write_text(Path(config.prompts[1]).read_text().replace("b.jsonl 3", "b.jsonl 7"))
@@ -345,7 +370,27 @@ def test_what_decides_a_pass_rate_may_not_change(
         changes = {"tokenizer": str(tmp_path / "tokenizer")}
     identity = curate._identity(FilterConfig(**{**vars(config), **changes}))
     with pytest.raises(InputError, match=f"measured with another {what}; remove it to measure anew"):
-        curate._Log(path, identity)
+        PassRates(path, identity)
+
+
+def test_a_checkpoint_that_was_written_anew_is_another(whole: Whole, tmp_path: Path) -> None:
+    """By its manifest and by its files, each by itself."""
+    copy = tmp_path / "native"
+    shutil.copytree(whole[0].checkpoint, copy)
+    config = FilterConfig(**{**vars(whole[0]), "checkpoint": str(copy)})
+    before = curate._identity(config)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(manifest | {"remark": "another run"}))
+    after = curate._identity(config)
+    assert after["manifest_sha256"] != before["manifest_sha256"]
+    assert after["weights"] == before["weights"]
+    _without_hashes(copy)
+    name = next(iter(manifest["files"]))
+    hashed = curate._identity(config)["weights"]
+    damaged = bytearray((copy / name).read_bytes())
+    damaged[-1] ^= 1
+    (copy / name).write_bytes(damaged)
+    assert curate._identity(config)["weights"] != hashed
 
 
 @pytest.mark.parametrize("changes", [{"batch": 5}, {"keep": {"*": "2"}}, {"balance": 3}])

@@ -37,7 +37,7 @@ from prism_nemo.rl.rewards.verifier import Verifier
 SCORES = ("all", "share")
 _INSIDE = Path(__file__).parent / "sandbox"
 _EXAMINER = (_INSIDE / "examiner.py").read_text(encoding="utf-8")
-_FILES = {"plain.py": (_INSIDE / "plain.py").read_text(encoding="utf-8")}
+_FILES = {name: (_INSIDE / name).read_text(encoding="utf-8") for name in ("plain.py", "candidate.py")}
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = ("python", "python3", "py")
 _REPORT_BYTES = 64 * 2**20

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from prism_nemo.rl.rewards.brackets import closings
+
 # Answers come at the end; what is long is mostly repetition, and regular expressions should not see all of it.
 _LOOKED_AT = 4000
 # Boxes in boxes in tags; more of them are noise.
@@ -111,38 +113,24 @@ def _tagged(text: str, depth: int) -> list[Statement] | None:
 
 
 def _boxed(text: str, depth: int) -> list[Statement] | None:
-    found, end, any_box = [], 0, False
+    found, end, any_box, closes = [], 0, False, closings(text)
     for match in _BOX.finditer(text):
         if match.start() < end:
             continue  # a box in a box
         any_box = True
-        content, close = _braced(text, match.end())
-        if content is None:
+        close = closes.get(match.end() - 1)
+        if close is None:
             continue
-        end = close
+        content, end = text[match.end() : close], close + 1
         before = text[max(0, match.start() - 30) : match.start()]
         sentence = re.split(r"[.\n;]\s", before)[-1]
-        if _DENIAL.search(sentence) or _TAKEN_BACK.match(text, close):
+        if _DENIAL.search(sentence) or _TAKEN_BACK.match(text, end):
             content = ""  # "not \boxed{7}" commits to something that is not an answer
         inner = _boxed(content, depth + 1) if depth < _MOST_NESTED else []
         found += inner if inner is not None else [Statement(content.strip(), content.strip(), sentence)]
     if not any_box:
         return None
     return [] if found and _RETRACTION.match(text, end) else found
-
-
-def _braced(text: str, start: int) -> tuple[str | None, int]:
-    """What stands in the braces opened just before `start`, and where they end; None if they do not."""
-    depth, i = 1, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 2
-            continue
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start:i], i + 1
-        i += 1
-    return None, len(text)
 
 
 def _hashed(text: str, depth: int) -> list[Statement] | None:

@@ -8,37 +8,27 @@ formula on each side and never a text to search. Without that care it was seen t
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import lru_cache
-from itertools import permutations
-from typing import Any
 
 from prism_nemo.errors import InputError
+from prism_nemo.rl.rewards.brackets import closes_at_end, split
 from prism_nemo.rl.rewards.exact import normalised
 from prism_nemo.rl.rewards.final_answer import statements
+from prism_nemo.rl.rewards.formulas import COMMAND, LONGEST, same_formula
+from prism_nemo.rl.rewards.intervals import same_intervals
 from prism_nemo.rl.rewards.latex import canonical
 from prism_nemo.rl.rewards.plain_number import read_number, same_number
 from prism_nemo.rl.rewards.task import Problem
 from prism_nemo.rl.rewards.verifier import Verifier
 
-_LONGEST = 400
 _MOST_PARTS = 60
-_MOST_PIECES = 6
-# Sizes above which sympy computes for minutes or fills the memory.
-_MOST_POWER_DIGITS = 5000
-_MOST_BRACKETS = 25
-_LARGEST_FACTORIAL = 1000
 _PERCENT_ASKED = re.compile(r"percent|per cent|%", re.IGNORECASE)
-_REALS = re.compile(r"^(?:\\mathbb\s*\{?R\}?|\\R|R|all real numbers|all reals|the real numbers)$", re.IGNORECASE)
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _FUNCTION = re.compile(r"(?:arc|a)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|lim|max|min|gcd|lcm|mod|det")
 _TWO_WORDS = re.compile(r"\b([a-zA-Z]{2,})\s+[a-zA-Z]{2,}\b")
 _NOTHING = re.compile(r"none|dne|undefined|no|yes|true|false|odd|even")
 _ASSIGNED = re.compile(
     r"^([a-zA-Z](?:_\{?\w+\}?)?'?|\\[a-z]+|[a-zA-Z]\([a-z\d]\))\s*(?:=|\\in(?![a-z]))\s*(.+)$", re.DOTALL
 )
-_RELATION = re.compile(r"(\\leq|\\geq|<|>)(?![a-zA-Z])")
 _HEDGED = re.compile(
     r"\b(?:not|neither|nor|either|maybe|perhaps|possibly|might|between|unless|approximately\s+not)\b|\?|\\neq|\w+n't\b",
     re.I,
@@ -67,7 +57,7 @@ class MathVerifier(Verifier):
 
     def prepare(self) -> None:
         """Import and warm up sympy, so that the first verdict is as quick as the others."""
-        _by_sympy("\\frac{x}{2}", "\\frac{x}{3}")
+        same_formula("\\frac{x}{2}", "\\frac{x}{3}")
 
     def verify(self, problem: Problem, answer: str) -> float:
         """See `Verifier.verify`.
@@ -103,7 +93,7 @@ def same_answer(gold: str, given: str, percent_asked: bool = False) -> bool:
         percent_asked: Whether a bare number may be a percentage.
     """
     gold, given = canonical(gold), canonical(given)
-    if not gold or not given or len(given) > max(_LONGEST, 2 * len(gold)):
+    if not gold or not given or len(given) > max(LONGEST, 2 * len(gold)):
         return False
     return _same(gold, given, percent_asked, 0)
 
@@ -116,7 +106,7 @@ def _same(gold: str, given: str, percent_asked: bool, depth: int) -> bool:
     for words in (_HEDGED, _COMPARED):
         if words.search(given) and not words.search(gold):
             return False
-    verdict = _as_intervals(gold, given, percent_asked, depth)
+    verdict = same_intervals(gold, given, lambda a, b: _same(a, b, percent_asked, depth + 1))
     if verdict is not None:
         return verdict
     gold, given = _without_name(gold, given)
@@ -134,7 +124,7 @@ def _same(gold: str, given: str, percent_asked: bool, depth: int) -> bool:
         return gold_unit == given_unit and normalised(gold) == normalised(given)
     if gold_unit and given_unit and gold_unit != given_unit:
         return False
-    return _by_sympy(gold, given)
+    return same_formula(gold, given)
 
 
 def _squeezed(text: str) -> str:
@@ -144,7 +134,7 @@ def _squeezed(text: str) -> str:
 def _is_text(text: str) -> bool:
     """Whether a text is words: sympy would take them for products of letters, and anagrams for equal."""
     text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\}", " ", text)
-    plain = _COMMAND.sub(" ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text))
+    plain = COMMAND.sub(" ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text))
     if any(not _FUNCTION.fullmatch(m[1]) for m in _TWO_WORDS.finditer(plain)):
         return True
     runs = [run.lower() for run in re.findall(r"[a-zA-Z]+", plain)]
@@ -167,16 +157,16 @@ def _without_name(gold: str, given: str) -> tuple[str, str]:
         gold = gold_name[2]
     if given_name and (gold_name or "=" not in gold):
         given = given_name[2]
-    if "=" not in gold and len(_split(given, r"=")) > 1 and len(_split(given, r",|\band\b|\bor\b|;")) == 1:
+    if "=" not in gold and len(split(given, r"=")) > 1 and len(split(given, r",|\band\b|\bor\b|;")) == 1:
         # Each step is a claim; the last one is the answer, unless the chain contradicts itself: "71 = 72".
-        steps = _split(given, r"=")
+        steps = split(given, r"=")
         whole = {number.value for step in steps if (number := read_number(step)) and number.value.denominator == 1}
         if len(whole) > 1:
             return gold, ""
         given = steps[-1]
     if "\\approx" in given and "\\approx" not in gold:
         # The exact form before it, unless that is only a name.
-        pieces = _split(given, r"\\approx")
+        pieces = split(given, r"\\approx")
         given = pieces[0] if pieces[0] and not re.fullmatch(r"[a-zA-Z]|\\[a-z]+", pieces[0]) else pieces[-1]
     return gold, given.strip()
 
@@ -188,31 +178,13 @@ def _formula_and_unit(text: str) -> tuple[str, tuple[str, int] | None]:
     return (match[1].strip(), (number.unit, number.power)) if match and number and number.unit else (text, None)
 
 
-def _split(text: str, separator: str) -> list[str]:
-    """Pieces at the separators that stand in no bracket."""
-    pattern = re.compile(separator, re.IGNORECASE)
-    pieces, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        char = text[i]
-        if char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif depth <= 0 and (match := pattern.match(text, i)) and match.end() > i:
-            pieces.append(text[start:i].strip())
-            i = start = match.end()
-            continue
-        i += 1
-    return [*pieces, text[start:].strip()]
-
-
 def _parts(text: str) -> list[str]:
     """The members of a list in text: "1, 2 and 3"; one for anything else."""
     if read_number(text) is not None:
         return [text]
     text = re.sub(r"\\text\s*\{\s*,?\s*(and|or)\s*\}", r" \1 ", text)
     # "1,234" is one number, "1,2" two.
-    parts = _split(text, r",?\s*\b(?:and|or)\b\s*|;|,(?!\d{3}(?!\d))|(?<!\d),|,(?=\d{3},?\s)")
+    parts = split(text, r",?\s*\b(?:and|or)\b\s*|;|,(?!\d{3}(?!\d))|(?<!\d),|,(?=\d{3},?\s)")
     return [p for p in parts if p]
 
 
@@ -248,16 +220,16 @@ def _as_collection(gold: str, given: str, percent_asked: bool, depth: int) -> bo
 
 def _collection(text: str) -> tuple[str, list[str]]:
     """``set``, ``list`` or ``tuple`` with the members, or "" with the text itself."""
-    if text.startswith("\\{") and text.endswith("\\}") and _split(text[2:-2], r"\\\}") == [text[2:-2].strip()]:
-        return "set", _split(text[2:-2], r",(?!\d{3}(?!\d))|;|(?<!\d),|,\s")
+    if text.startswith("\\{") and text.endswith("\\}") and split(text[2:-2], r"\\\}") == [text[2:-2].strip()]:
+        return "set", split(text[2:-2], r",(?!\d{3}(?!\d))|;|(?<!\d),|,\s")
     sign = re.split(r"\\pm(?![a-z])", text)
     if len(sign) == 2 and len(_parts(text)) == 1:
         return "list", [f"{sign[0]}+{sign[1]}".lstrip("+ "), f"{sign[0]}-{sign[1]}"]
     parts = _parts(text)
     if len(parts) > 1:
         return "list", parts
-    if text[:1] in "([" and text[-1:] in ")]" and _closes_at_end(text):
-        inner = _split(text[1:-1], r",")
+    if text[:1] in "([" and text[-1:] in ")]" and closes_at_end(text):
+        inner = split(text[1:-1], r",")
         return ("tuple", inner) if len(inner) > 1 else ("", [text])
     return "", [text]
 
@@ -266,177 +238,3 @@ def _names(parts: list[str]) -> bool:
     """Whether the members are values of different variables."""
     names = [match[1] for match in map(_ASSIGNED.match, parts) if match]
     return len(set(names)) > 1
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for i, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if depth == 0:
-            return i == len(text) - 1
-    return False
-
-
-_Piece = tuple[str, str, str, str]  # left bracket, from, to, right bracket
-
-
-def _as_intervals(gold: str, given: str, percent_asked: bool, depth: int) -> bool | None:
-    """Compare intervals and inequalities; None unless one side can only be such."""
-    first, second = _intervals(gold), _intervals(given)
-    if first is None or second is None:
-        return None
-    if not (first[1] or second[1]):
-        return None  # (1, 2) on both sides: a point is compared in the same way
-    if first[2] and second[2] and first[2] != second[2]:
-        return False  # in different variables
-    if len(first[0]) != len(second[0]) or len(first[0]) > _MOST_PIECES:
-        return False
-
-    def equal(a: _Piece, b: _Piece) -> bool:
-        return (
-            (a[0], a[3]) == (b[0], b[3])
-            and _same(a[1], b[1], percent_asked, depth + 1)
-            and _same(a[2], b[2], percent_asked, depth + 1)
-        )
-
-    return any(all(map(equal, first[0], order)) for order in permutations(second[0]))
-
-
-def _intervals(text: str) -> tuple[list[_Piece], bool, str] | None:
-    """Pieces of a union, whether it can be nothing else than intervals, and the variable if one is named."""
-    variable = ""
-    if match := re.match(r"^([a-zA-Z])\s*\\in(?![a-z])\s*(.+)$", text):
-        variable, text = match[1], match[2]
-    if _REALS.match(text):
-        return [("(", "-\\infty", "\\infty", ")")], True, variable
-    pieces: list[_Piece] = []
-    certain = False
-    for part in _split(text, r"\\cup(?![a-z])|\\text\s*\{\s*or\s*\}|\bor\b|\\lor(?![a-z])|\\vee(?![a-z])"):
-        if part[:1] in "([" and part[-1:] in ")]" and part and _closes_at_end(part):
-            ends = _split(part[1:-1], r",")
-            if len(ends) != 2:
-                return None
-            certain |= part[0] == "[" or part[-1] == "]" or "\\infty" in part or "\\cup" in text or bool(variable)
-            pieces.append((part[0], ends[0], ends[1], part[-1]))
-            continue
-        relation = _relation(part)
-        if relation is None or (variable and relation[1] != variable):
-            return None
-        variable = relation[1]
-        certain = True
-        pieces.append(relation[0])
-    return pieces, certain, variable
-
-
-def _relation(text: str) -> tuple[_Piece, str] | None:
-    """An inequality in one variable as an interval."""
-    pieces = [piece.strip() for piece in _RELATION.split(text)]
-    signs, terms = pieces[1::2], pieces[0::2]
-    names = [i for i, term in enumerate(terms) if re.fullmatch(r"[a-zA-Z](?:_\{?\w+\}?)?", term)]
-    if len(names) != 1 or len(terms) not in (2, 3) or "" in terms:
-        return None
-    i = names[0]
-    if len(terms) == 3 and (i != 1 or (signs[0] in ("<", "\\leq")) != (signs[1] in ("<", "\\leq"))):
-        return None
-    low, high = ("(", "-\\infty"), (")", "\\infty")
-    for sign, other, before in [(signs[k], terms[k + (k >= i)], k < i) for k in range(len(signs))]:
-        closed = sign in ("\\leq", "\\geq")
-        if (sign in ("<", "\\leq")) == before:
-            low = ("[" if closed else "(", other)
-        else:
-            high = ("]" if closed else ")", other)
-    return (low[0], low[1], high[1], high[0]), terms[i]
-
-
-@lru_cache(maxsize=4096)  # the responses to one prompt share their answers
-def _by_sympy(gold: str, given: str) -> bool:
-    """Ask math-verify about two single formulas."""
-    if not (_harmless(gold) and _harmless(given)):
-        return False
-    left, right = _parsed(gold), _parsed(given)
-    if left is None or right is None:
-        return False
-    from math_verify import verify
-
-    return bool(verify([left], [right], timeout_seconds=None)) and not _far_apart(left, right)
-
-
-@lru_cache(maxsize=4096)
-def _parsed(formula: str) -> Any:
-    """A formula for sympy, or None if math-verify cannot read it."""
-    # It warns once that nothing limits its time; the worker's owner does.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    from math_verify import LatexExtractionConfig, parse
-
-    found = parse(f"${formula}$", [LatexExtractionConfig()], parsing_timeout=None)
-    return None if not found or isinstance(found[0], str) else found[0]
-
-
-def _harmless(formula: str) -> bool:
-    """Whether sympy reads a formula as it is meant, and in a short time."""
-    if len(formula) > _LONGEST or _deepest(formula) > _MOST_BRACKETS:
-        return False
-    if re.search(r"\d\s+\d|\d\s*\(\s*\d+\s*\)|\d_|\d\s*[eE]\s*[-+]?\d|[?|:]\s*\d", formula):
-        return False
-    if re.search(r"[!}]\s*!|\)\s*!", formula):
-        return False
-    if any(int(n) > _LARGEST_FACTORIAL for n in re.findall(r"(\d+)\s*!", formula)):
-        return False
-    if re.search(r"\\(?:sum|prod|int|lim|iint|oint)(?![a-z])", formula):
-        return False  # an answer that still has to be worked out, perhaps over 10^9 terms
-    if any(len(n) > 6 for pair in re.findall(r"\\d?binom\s*\{([^{}]*)\}\s*\{([^{}]*)\}", formula) for n in pair):
-        return False
-    for match in re.finditer(r"\^\s*(?:\{|([^\s{]))", formula):
-        exponent = match[1] or _braced(formula, match.end())
-        if "^" in exponent and not re.search(r"[a-zA-Z]", _COMMAND.sub("", exponent)):
-            return False  # a tower
-        numbers = [
-            int(n) for n in re.findall(r"\d+", exponent if match[1] is None else _digits(formula, match.start(1)))
-        ]
-        base = re.search(r"(\d+)\s*\)*\}*\s*$", formula[: match.start()])
-        size = len(base[1]) if base else 1
-        if any(n * size > _MOST_POWER_DIGITS for n in numbers):
-            return False
-        product = 1
-        for n in numbers:
-            product *= max(n, 1)
-        if len(numbers) > 1 and product * size > _MOST_POWER_DIGITS:
-            return False
-    return formula.count("^") < 25
-
-
-def _deepest(text: str) -> int:
-    """How many brackets stand in each other."""
-    depth = deepest = 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _braced(text: str, start: int) -> str:
-    depth = 1
-    for i in range(start, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[start:i]
-    return text[start:]
-
-
-def _digits(text: str, start: int) -> str:
-    match = re.match(r"\d+", text[start:])
-    return match[0] if match else ""
-
-
-def _far_apart(left: Any, right: Any) -> bool:
-    """Whether two numbers differ although they are close: math-verify compares differences, not ratios."""
-    from sympy import Expr, Float, N
-
-    if not (isinstance(left, Expr) and isinstance(right, Expr)) or left.free_symbols or right.free_symbols:
-        return False
-    try:
-        a, b = N(left.doit(), 30), N(right.doit(), 30)
-        relative = 5e-6 if left.has(Float) or right.has(Float) else 1e-12
-        return bool(abs(a - b) > relative * max(abs(a), abs(b)))
-    except (TypeError, ValueError, OverflowError, AttributeError):
-        return False  # no number: math-verify's word stands

@@ -1,4 +1,9 @@
-"""Numbers as people write them, read exactly: 1,234.5, 3/4, 2 1/2, 50%, 1.2e6, seventy-two, 18 dollars, 3 million."""
+"""Numbers as people write them, read exactly: 1,234.5, 3/4, 2 1/2, 50%, 1.2e6, 18 dollars, 3 million, seventy-two.
+
+Of words those are read that can mean one number only: cardinal numbers, "minus" and "negative" before a number, "half",
+"a third" and "three quarters", "two and a half", "a dozen". Others are no numbers here: ordinals ("third"), "a few",
+"a couple", and sums that can be read in two ways ("one hundred and three quarters").
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ _ONES = {
 }
 _TENS = {w: 10 * i for i, w in enumerate(_words("twenty thirty forty fifty sixty seventy eighty ninety"), start=2)}
 _PARTS = {word: i for i, word in enumerate(_words("half third fourth fifth sixth seventh eighth ninth tenth"), start=2)}
-_PARTS |= {"quarter": 4, "halves": 2}
+_PARTS["quarter"] = 4
 # One name for each unit; two answers with different units differ.
 _UNITS = {
     alias: unit
@@ -99,6 +104,8 @@ _SCIENTIFIC = re.compile(
     r"|\(?([-+]?\d{1,4})\)?))"
 )
 _PLAIN = re.compile(rf"^([-+]?)\s*({_DECIMAL})")
+# "minus 3" and "negative \\frac{1}{2}"; before words, `_from_words` reads it.
+_MINUS = re.compile(r"^(?:minus|negative)\s+(?=[\d.$€£¥]|\\\$|\\frac)", re.IGNORECASE)
 # A larger power of ten would fill the memory.
 _LARGEST_EXPONENT = 1000
 _LONGEST = 400
@@ -136,6 +143,7 @@ def read_number(text: str) -> Number | None:
     text = text.strip()
     if not text or len(text) > _LONGEST:
         return None
+    text = _MINUS.sub("-", text)
     currency = re.match(r"^([-+]?)\s*(?:\\\$|[$€£¥])\s*(?=[\d.])", text)
     unit = ""
     if currency:
@@ -188,35 +196,76 @@ def _fraction(text: str) -> Fraction:
 
 
 def _from_words(text: str) -> tuple[Fraction, int | None, int, int] | None:
-    """The number words that a text begins with: "minus one hundred and five", "two thirds"."""
+    """The number words that a text begins with: "minus one hundred and five", "two thirds", "one and a half"."""
     pieces = [(m[0].lower(), m.end()) for m in re.finditer(r"[a-zA-Z]+", text)]
     sign, i = 1, 0
     if pieces[0][0] in ("minus", "negative"):
         sign, i = -1, 1
-    total = group = 0
-    seen, end, last = False, 0, 0
-    while i < len(pieces):
-        word, stop = pieces[i]
-        if word in _ONES and last != 1 and not (last == 10 and not 0 < _ONES[word] < 10):
-            group, last = group + _ONES[word], 1
-        elif word in _TENS and last not in (1, 10):
-            group, last = group + _TENS[word], 10
-        elif word == "hundred" and seen and group:
-            group, last = group * 100, 100
-        elif word in _SCALES and word not in ("hundred", "dozen") and seen and group:
-            total, group, last = total + group * _SCALES[word], 0, 1000
-        elif word == "and" and last >= 100 and i + 1 < len(pieces) and pieces[i + 1][0] in {*_ONES, *_TENS}:
-            i += 1
-            continue
-        else:
-            break
-        seen, end, i = True, stop, i + 1
-    if not seen:
+    words = [word for word, _ in pieces]
+    value, after = _cardinal(words, i)
+    part = _part(words, after, value)
+    if after == i:
+        if words[i : i + 1] != ["half"]:
+            return None
+        value, after = Fraction(1, 2), i + 1
+    elif part:
+        if after > i + 1 or words[i] in _TENS:
+            return None  # "one hundred three quarters": 100 + 3/4, or 103/4; "twenty thirds": 20/3, or some of 23
+        value, after = value / part, after + 1
+    elif words[after : after + 1] == ["and"]:
+        over, end = _cardinal(words, after + 1)
+        under = _part(words, end, over)
+        if under and over < under:
+            if value % 100 == 0:
+                return None
+            value, after = value + over / under, end + 1
+    # "Two dozen", "half million": one such word after one number word or a share, which `_tail` multiplies with.
+    scales = [word for word in words[after : after + 2] if word in _SCALES]
+    if len(scales) > 1 or (scales and after > i + 1 and value.denominator == 1):
         return None
-    value = Fraction(total + group)
-    if i < len(pieces) and (part := _PARTS.get(pieces[i][0]) or _PARTS.get(pieces[i][0].removesuffix("s"))):
-        value, end = value / part, pieces[i][1]
-    return sign * value, None, 0, end
+    return sign * value, None, 0, pieces[after - 1][1]
+
+
+def _part(words: list[str], i: int, over: Fraction) -> int | None:
+    """What word `i` divides by: 3 for "thirds", and for "third" after a one; None if it does not.
+
+    "Twenty-third" is an ordinal, and "two third" a slip.
+    """
+    word = words[i] if i < len(words) else ""
+    if over <= 1:
+        return _PARTS.get(word) if over == 1 else None
+    return 2 if word == "halves" else _PARTS.get(word.removesuffix("s")) if word.endswith("s") else None
+
+
+def _cardinal(words: list[str], i: int) -> tuple[Fraction, int]:
+    """The cardinal number from word `i` on, and the word after it (`i` if there is none)."""
+    if words[i : i + 1] in (["a"], ["an"]):
+        following = words[i + 1] if i + 1 < len(words) else ""
+        if following == "dozen" or _part(words, i + 1, Fraction(1)):
+            return Fraction(1), i + 1
+        if following not in _SCALES:
+            return Fraction(0), i
+        words = [*words[:i], "one", *words[i + 1 :]]
+    # What was read last: 1 for below twenty, 10, 100, 1000 for "thousand" and more; and the last of these.
+    total = group = last = 0
+    begin, scale = i, 10**15
+    while i < len(words):
+        word = words[i]
+        value = _SCALES.get(word, 0)
+        if word in _ONES and (i == begin or (_ONES[word] and last in (10, 100, 1000))):
+            if last == 10 and _ONES[word] > 9:
+                break
+            group, last = group + _ONES[word], 1
+        elif word in _TENS and last in (0, 100, 1000):
+            group, last = group + _TENS[word], 10
+        elif word == "hundred" and last in (1, 10) and 0 < group < 100:
+            group, last = group * 100, 100
+        elif 1000 <= value < scale and group:
+            total, group, last, scale = total + group * value, 0, 1000, value
+        elif not (word == "and" and last >= 100 and i + 1 < len(words) and words[i + 1] in {*_ONES, *_TENS} - {"zero"}):
+            break
+        i += 1
+    return Fraction(total + group), i
 
 
 def _tail(text: str) -> tuple[int | None, bool, tuple[str, int] | None]:
