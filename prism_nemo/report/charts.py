@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from prism_nemo.report import curves
-from prism_nemo.report.formatting import NOT_MEASURED, decimal
+from prism_nemo.report.formatting import NOT_MEASURED, clean, decimal
 from prism_nemo.report.svg import (
     CHARACTER,
     Scale,
@@ -34,13 +34,19 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a line chart; with `points` only marks are drawn, for something measured now and then."""
+    """A line of a line chart; with `points` only marks are drawn, for something measured now and then.
+
+    With `low` and `high`, `y` are means of windows already (see `curves.condense`), and the two hold the values of
+    each window.
+    """
 
     label: str
     style: Style
     x: Sequence[float]
     y: Sequence[float]
     points: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,16 @@ def line_chart(
     top, bottom = legend_height + 30.0, legend_height + height - 40.0
     finite_x = [px for one in drawn for px, py in zip(one.x, one.y, strict=True) if math.isfinite(py)]
     across = Scale(*span(finite_x, pad=0.01), 52.0, width - 14.0)
-    up = Scale(*(y_range or span([value for one in drawn for value in one.y])), bottom, top)
-    lines = [_line(one, across, up) for one in drawn]
+    up = Scale(*(y_range or span([value for one in drawn for value in (*one.y, *one.low, *one.high)])), bottom, top)
+    # page.js reads the data attributes: the part of the drawing that zooms, and the name of each line.
+    plot = element(
+        "g",
+        *(_line(one, across, up) for one in drawn),
+        _hover(drawn, across, up, y_format),
+        class_="plot",
+        data_x=f"{across.low:.9g} {across.high:.9g} {across.start:g} {across.end:g}",
+        data_y=f"{up.end:g} {up.start:g}",
+    )
     return picture(
         width,
         legend_height + height,
@@ -109,8 +123,7 @@ def line_chart(
         text(y_label, 4, legend_height + 16, "axis-name"),
         _grid(across, up),
         text(x_label, (across.start + across.end) / 2, legend_height + height - 6, "axis-name", "middle"),
-        *lines,
-        _hover(drawn, across, up, y_format),
+        plot,
     )
 
 
@@ -284,7 +297,7 @@ def _grid(across: Scale, up: Scale) -> Markup:
     feet = ticks(across.low, across.high, 6)
     step = feet[1] - feet[0] if len(feet) > 1 else abs(across.high - across.low)
     for value in feet:
-        parts.append(text(tick_label(value, step), across(value), up.start + 18, "tick", "middle"))
+        parts.append(text(tick_label(value, step), across(value), up.start + 18, "tick x-tick", "middle"))
     return Markup("").join(parts)
 
 
@@ -293,13 +306,14 @@ def _line(one: Series, across: Scale, up: Scale) -> Markup:
     if one.points:
         marks = [pair for pair in zip(one.x, one.y, strict=True) if math.isfinite(pair[1])]
         parts = [mark(one.style, across(marks[i][0]), up(marks[i][1]), 3.6, True) for i in curves.thin(len(marks), 60)]
-        return element("g", *parts, class_=one.style.css)
-    half = curves.window(sum(math.isfinite(value) for value in one.y))
+        return element("g", *parts, class_=one.style.css, data_name=clean(one.label))
+    half = 0 if one.low else curves.window(sum(math.isfinite(value) for value in one.y))
     ends: list[Markup] = []
-    for x, y in curves.runs(one.x, one.y):
-        points = curves.smooth(x, y, half)
+    for x, y, low, high in curves.pieces(one.x, one.y, one.low, one.high):
+        points = [curves.Point(*point) for point in zip(x, y, low, high, strict=True)] if low else []
+        points = points or curves.smooth(x, y, half)
         path = "M" + "L".join(f"{across(point.x):.1f} {up(point.mean):.1f}" for point in points)
-        if half and len(points) > 1:
+        if (half or one.low) and len(points) > 1:
             there = [f"{across(point.x):.1f} {up(point.high):.1f}" for point in points]
             back = [f"{across(point.x):.1f} {up(point.low):.1f}" for point in reversed(points)]
             parts.append(element("path", d="M" + "L".join(there + back) + "Z", class_="band"))
@@ -309,12 +323,13 @@ def _line(one: Series, across: Scale, up: Scale) -> Markup:
             ends.append(mark(one.style, across(points[0].x), up(points[0].mean), 3.6))
         last = points[-1]
         ends = [*ends[-20:], mark(one.style, across(last.x), up(last.mean), 3.6)]
-    return element("g", *parts, *ends, class_=one.style.css)
+    return element("g", *parts, *ends, class_=one.style.css, data_name=clean(one.label))
 
 
 def _hover(series: Sequence[Series], across: Scale, up: Scale, y_format: Format) -> Markup:
     """Draws invisible strips over the chart; each has the values under it as its tooltip."""
-    count = 80
+    # Not more strips than places with a value, or the tooltip would flicker between them.
+    count = max(1, min(80, len({x for one in series for x, y in zip(one.x, one.y, strict=True) if math.isfinite(y)})))
     found: list[dict[str, tuple[float, float]]] = [{} for _ in range(count)]
     for one in series:
         for x, y in zip(one.x, one.y, strict=True):

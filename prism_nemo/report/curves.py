@@ -8,8 +8,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
 # More points than this cannot be told apart in a chart of 1,000 pixels, and would only make the file large.
 MOST_POINTS = 240
+# Series of more points than this are condensed with numpy before they are drawn.
+CONDENSE_FROM = 5000
 # Below this many points each one is drawn as it is.
 FEWEST_TO_SMOOTH = 12
 
@@ -38,6 +45,49 @@ def runs(x: Sequence[float], y: Sequence[float]) -> list[tuple[list[float], list
         parts[-1][0].append(px)
         parts[-1][1].append(py)
     return parts
+
+
+def pieces(
+    x: Sequence[float], y: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> list[tuple[list[float], list[float], list[float], list[float]]]:
+    """Splits a condensed series at its gaps; low and high are empty for a series that was not condensed."""
+    if not low:
+        return [(xs, ys, [], []) for xs, ys in runs(x, y)]
+    found, place = [], {px: number for number, px in enumerate(x)}
+    for xs, ys in runs(x, y):
+        inside = [place[px] for px in xs]
+        found.append((xs, ys, [low[number] for number in inside], [high[number] for number in inside]))
+    return found
+
+
+def condense(x: Numbers, y: Numbers, most: int = MOST_POINTS) -> tuple[list[float], ...]:
+    """Means of equally many neighbouring steps, with the least and the greatest value of each window.
+
+    For series of more points than `smooth` could visit one by one. A window that holds a value that is not finite
+    becomes a gap: the curve must not run across a step whose loss was NaN.
+
+    Args:
+        x: Steps, in order.
+        y: Values; NaN where one was not finite.
+        most: Windows.
+
+    Returns:
+        x, y, low and high; of a short series x and y as they are, and two empty lists.
+    """
+    if len(x) <= CONDENSE_FROM:
+        return x.tolist(), y.tolist(), [], []
+    starts = np.unique(np.linspace(0, len(x), most, endpoint=False).astype(np.int64))
+    sizes = np.diff(np.append(starts, len(x)))
+    # The first and the last window stand where the series begins and ends.
+    middle = x[starts + sizes // 2]
+    middle[0], middle[-1] = x[0], x[-1]
+    means = np.add.reduceat(y, starts) / sizes
+    return (
+        middle.tolist(),
+        means.tolist(),
+        np.minimum.reduceat(y, starts).tolist(),
+        np.maximum.reduceat(y, starts).tolist(),
+    )
 
 
 def window(count: int) -> int:
