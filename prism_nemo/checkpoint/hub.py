@@ -14,7 +14,13 @@ from prism_nemo.checkpoint.hf import CARRIED_FILES
 from prism_nemo.errors import InputError, PrismError
 
 # Not `*.safetensors`: some repositories hold the whole model a second time under another name.
-PATTERNS = ["model*.safetensors", "*.json", *(name for name in CARRIED_FILES if not name.endswith(".json"))]
+PATTERNS = [
+    "model*.safetensors",
+    "*.json",
+    "README.md",
+    "LICENSE*",
+    *(name for name in CARRIED_FILES if not name.endswith(".json")),
+]
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

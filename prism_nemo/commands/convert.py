@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prism_nemo.commands.card import ResultFolders
 from prism_nemo.commands.printing import Json, Pp, Tp, is_main, print_result, say
 from prism_nemo.errors import InputError, PrismError
 
@@ -19,7 +20,9 @@ def _layout(tp: int, pp: int) -> Any:
 
 
 def import_(
-    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder, or a model of the hub such as org/name.")],
+    hf_dir: Annotated[
+        Path, typer.Argument(help="Hugging Face folder, a model of the hub such as org/name, or a NeMo 2 checkpoint.")
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
     tp: Tp = 1,
     pp: Pp = 1,
@@ -27,8 +30,22 @@ def import_(
     dt_floor: Annotated[
         float | None, typer.Option(help="nemotron_h only: smallest step size of the Mamba mixers; default none.")
     ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="NeMo only: entries of the vocabulary, where the folder does not say.")
+    ] = None,
 ) -> None:
-    """Hugging Face folder to native checkpoint (loads at any layout), types kept."""
+    """Hugging Face folder or NeMo 2 checkpoint to native checkpoint (loads at any layout), types kept."""
+    from prism_nemo.checkpoint.nemo.folder import is_nemo_folder
+
+    if is_nemo_folder(hf_dir):
+        if dt_floor is not None:
+            raise InputError("--dt-floor is for Hugging Face folders; NeMo's say it themselves")
+        from prism_nemo.commands.nemo import import_nemo
+
+        import_nemo(hf_dir, out, vocab_size, strict)
+        return
+    if vocab_size is not None:
+        raise InputError(f"--vocab-size is for NeMo 2 checkpoints; {hf_dir} is none (no weights/ and context/)")
     from prism_nemo.checkpoint.convert import import_hf, refuse_existing
     from prism_nemo.checkpoint.hub import local_folder, source_name
     from prism_nemo.checkpoint.native import read_architecture
@@ -50,7 +67,8 @@ def import_(
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
-    out: Annotated[Path, typer.Option(help="Hugging Face folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="hf, or nemo for a NeMo 2 checkpoint.")] = "hf",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as stored.")] = None,
     tokenizer: Annotated[
         Path | None,
@@ -58,14 +76,28 @@ def export(
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Size of a file, such as 5GB or 500MB.")] = "5GB",
     push_to: Annotated[str | None, typer.Option(help="Upload to the hub as org/name (made private if new).")] = None,
+    results: ResultFolders = None,
 ) -> None:
-    """Native checkpoint to Hugging Face folder."""
+    """Native checkpoint to Hugging Face folder with a model card, or to a NeMo 2 checkpoint."""
+    if form == "nemo":
+        if dtype is not None or push_to is not None or results:
+            raise InputError("--dtype, --push-to and --results are for --format hf")
+        from prism_nemo.commands.nemo import export_nemo
+
+        export_nemo(checkpoint, out, tokenizer)
+        return
+    if form != "hf":
+        raise InputError(f"--format '{form}' is unknown; choose hf or nemo")
     import torch
 
     from prism_nemo.checkpoint.convert import export_hf
     from prism_nemo.checkpoint.hub import prepare_upload, upload
+    from prism_nemo.checkpoint.model_card import write_model_card
     from prism_nemo.checkpoint.native import read_architecture
 
+    for folder in results or ():
+        if not folder.is_dir():
+            raise InputError(f"--results {folder}: no such folder")
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None and dtype not in dtypes:
         raise InputError(f"--dtype '{dtype}' is unknown; choose one of {', '.join(dtypes)}")
@@ -78,6 +110,7 @@ def export(
     export_hf(checkpoint, out, dtypes[dtype] if dtype else None, tokenizer, limit)
     if not is_main():
         return
+    write_model_card(out, checkpoint, results or ())
     if push_to is not None:
         upload(out, push_to)
     typer.echo(f"{out}: exported from {checkpoint}; check it with: prism-nemo verify {out} {checkpoint}")

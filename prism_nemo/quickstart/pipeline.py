@@ -15,6 +15,7 @@ from typing import Any
 from prism_nemo.analysis.activations import compare_activations
 from prism_nemo.analysis.weights import compare_weights
 from prism_nemo.checkpoint.convert import export_hf, import_hf
+from prism_nemo.checkpoint.model_card import write_model_card
 from prism_nemo.checkpoint.native import read_architecture
 from prism_nemo.checkpoint.verification import verify
 from prism_nemo.config import ParallelConfig, to_yaml
@@ -121,6 +122,8 @@ class Quickstart:
             export = self.part("verify export", self._verify_export, note="load in transformers, compare logits")
         summary = self._summary(data, weights, cka, export)
         write_json(out / "summary.json", summary)
+        for stage in STAGES:
+            write_model_card(out / "hf" / stage, Path(self.checkpoint(stage)))
         page = write_report(out)
         self.say(f"report: {page}")
         return summary
