@@ -1,0 +1,1 @@
+"""The study's grid at pocket size, with the controls that it lacks: cells, measures, verdicts and the page."""
