@@ -12,6 +12,7 @@ import sys
 import typer
 
 from prism_nemo.commands.analyze import analyze_app, merge
+from prism_nemo.commands.card import card
 from prism_nemo.commands.convert import export, import_, verify
 from prism_nemo.commands.data import data_app
 from prism_nemo.commands.evaluate import evaluate, regrade, retention, select
@@ -20,6 +21,7 @@ from prism_nemo.commands.prompts import prompts_app, rollouts_app
 from prism_nemo.commands.quickstart import quickstart
 from prism_nemo.commands.report import report
 from prism_nemo.commands.status import status
+from prism_nemo.commands.study import study
 from prism_nemo.commands.train import midtrain, rl
 from prism_nemo.errors import PrismError
 from prism_nemo.quiet import quiet
@@ -38,6 +40,7 @@ app.add_typer(data_app, name="data")
 app.command("import")(import_)
 app.command()(verify)
 app.command()(export)
+app.command()(card)
 app.command()(midtrain)
 app.add_typer(prompts_app, name="prompts")
 app.command()(rl)
@@ -50,6 +53,7 @@ app.add_typer(analyze_app, name="analyze")
 app.command()(merge)
 app.command()(status)
 app.command()(report)
+app.command()(study)
 app.command()(doctor)
 
 

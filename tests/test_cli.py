@@ -25,8 +25,9 @@ SURFACE = {
     "quickstart": "--out --family --json",
     "data build": "MIXTURE --tokenizer --out --workers --shard --keep-parts --model --json",
     "data show": "FOLDER --tokens --seq-length --packing --json",
-    "import": "HF_DIR --out --tp --pp --strict --dt-floor",
-    "export": "CHECKPOINT --out --dtype --tokenizer --max-shard-size --push-to",
+    "import": "HF_DIR --out --tp --pp --strict --dt-floor --vocab-size",
+    "export": "CHECKPOINT --out --format --dtype --tokenizer --max-shard-size --push-to --results",
+    "card": "CHECKPOINT --out --results --overwrite-card",
     "models": "[NAME] --json",
     "plan": "RECIPE [OVERRIDES] --model --gpus --gpu --assume --rehearse --json",
     "verify": "HF_DIR CHECKPOINT --tp --pp --card --json",
@@ -52,7 +53,8 @@ SURFACE = {
     "--max-new-tokens --gate --seed --out --json",
     "status": "[RUNS] --json",
     "doctor": "--json",
-    "report": "RUN",
+    "report": "[RUN] --out",
+    "study": "--out --seeds --families --budget --processes --slice-minutes --data --page --json",
 }
 
 

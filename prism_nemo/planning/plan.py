@@ -30,8 +30,8 @@ PROVENANCE = {
     "for Transformer Engine's from what is known of them, not measured",
     "FP8": "copies of weights, rounded activations and their traffic: from what Transformer Engine is known to do; not "
     "measured, and not rehearsed: the rehearsal is in bf16",
-    "communication, working": "formula, an estimate: CPU processes took 0 to 3 % more than all parts together, and 9 to "
-    "24 % more with the holes in their heap",
+    "communication, working": "formula, an estimate: CPU processes took 0 to 3 % more than all parts together, and 9 "
+    "to 24 % more with the holes in their heap",
     "reserved": "assumption",
     "time": "roofline of the datasheet's peaks with assumed efficiencies; not measured on any GPU",
     "FLOPs": "exact formula, equal to torch's FlopCounterMode; rows of one document, masked pairs not counted",
