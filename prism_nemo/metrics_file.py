@@ -94,7 +94,7 @@ class MetricsFile(Columns):
             end = end or len(chunk)
             self._skipping = not chunk[:end].endswith(b"\n")
         elif end:
-            lines = chunk[:end].decode("utf-8", errors="replace").split("\n")
+            lines = chunk[:end].split(b"\n")
             rows, bad = parse_lines([line for line in lines if line.strip()])
             self.unreadable += len(bad)
             self._add(rows)
