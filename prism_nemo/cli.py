@@ -23,6 +23,7 @@ from prism_nemo.commands.report import report
 from prism_nemo.commands.status import status
 from prism_nemo.commands.study import study
 from prism_nemo.commands.train import midtrain, rl
+from prism_nemo.commands.watch import watch
 from prism_nemo.errors import PrismError
 from prism_nemo.quiet import quiet
 
@@ -52,6 +53,7 @@ app.command()(retention)
 app.add_typer(analyze_app, name="analyze")
 app.command()(merge)
 app.command()(status)
+app.command()(watch)
 app.command()(report)
 app.command()(study)
 app.command()(doctor)

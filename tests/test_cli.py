@@ -52,6 +52,7 @@ SURFACE = {
     "analyze entropy": "[MODELS] --data --source --tasks --tokenizer --rows --seq-length --questions --samples "
     "--max-new-tokens --gate --seed --out --json",
     "status": "[RUNS] --json",
+    "watch": "RUN --port --host --tui --once --json",
     "doctor": "--json",
     "report": "[RUN] --out",
     "study": "--out --seeds --families --budget --processes --slice-minutes --data --page --json",

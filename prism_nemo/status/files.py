@@ -8,9 +8,10 @@ import json
 import os
 import re
 import socket
+import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -22,11 +23,34 @@ _TAIL_BYTES = 256 * 1024
 _FLOCK = "hhqqi"
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: If there is none. A named pipe is not waited for: opening one that nobody writes to would not return.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: Path) -> str:
+    """A text file; bytes that are no text are replaced.
+
+    Raises:
+        OSError: If there is none.
+    """
+    with open_file(path) as file:
+        return file.read().decode("utf-8", "replace")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -34,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def last_lines(path: Path, count: int = 400) -> list[dict[str, Any]]:
     """The last lines of a metrics file, without reading all of it; a line that is being written is left out."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             raw = file.read().splitlines()
@@ -46,7 +70,7 @@ def last_lines(path: Path, count: int = 400) -> list[dict[str, Any]]:
     for line in raw[-count:]:
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
             found.append(values)
@@ -79,7 +103,7 @@ def holder(run: Path) -> tuple[bool | None, dict[str, Any] | None]:
     processes = read_json(path).get("processes") or [None]
     named: dict[str, Any] | None = processes[0] if isinstance(processes[0], dict) else None
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             answer = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
         return answer[0] != fcntl.F_UNLCK, named

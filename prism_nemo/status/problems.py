@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from prism_nemo.status.files import read_text
 from prism_nemo.status.run_status import RunStatus
 
 # Seconds by which clocks may differ before it is said: a file server's resolution and a slow write are less.
@@ -71,13 +72,13 @@ def chain_problems(run: Path) -> list[str]:
     """What slurm/chain.sh wrote down."""
     found = []
     try:
-        stalled = int((run / "chain/stalled").read_text())
+        stalled = int(read_text(run / "chain/stalled"))
     except (OSError, ValueError):
         stalled = 0
     if stalled:
         found.append(f"no new checkpoint in the last {stalled} slice(s) of the chain; look into the job's log")
     try:
-        nodes = (run / "chain/bad_nodes").read_text().strip()
+        nodes = read_text(run / "chain/bad_nodes").strip()
     except OSError:
         nodes = ""
     if nodes:
