@@ -21,6 +21,7 @@ from prism_nemo.errors import InputError, PrismError
 
 MANIFEST = "manifest.json"
 HASHES = "sha256"  # key of the manifest: SHA-256 by file, beside the sizes in "files"
+ORIGIN = "prism_nemo_export.json"  # in a Hugging Face folder: the checkpoint that it was exported from
 _TEMPORARY = ".tmp-"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prism_nemo.checkpoint.atomic import publish_folder, read_manifest
+from prism_nemo.checkpoint.atomic import MANIFEST, ORIGIN, publish_folder, read_manifest
 from prism_nemo.checkpoint.distcp_reader import CheckpointReader
 from prism_nemo.checkpoint.files import clean_failure
+from prism_nemo.checkpoint.hashes import sha256
 from prism_nemo.checkpoint.hf import HEAD, blocks_of, embedding_name
 from prism_nemo.checkpoint.hf_writer import Planned, plan_files, write_file, write_index
 from prism_nemo.checkpoint.importing import CARRIED, carry, on_main, temporary_folder, together
@@ -87,6 +88,13 @@ def hf_config(architecture: Architecture, sizes: dict[torch.dtype, int]) -> dict
     return config
 
 
+def origin(checkpoint: Path) -> dict[str, Any]:
+    """Where an export comes from: the checkpoint's last names, no path of this machine, and its manifest's hash."""
+    names = checkpoint.resolve().parts
+    last = names[-3:] if len(names) > 2 and names[-2] == "checkpoints" else names[-1:]
+    return {"checkpoint": "/".join(last), "manifest_sha256": sha256(checkpoint / MANIFEST)}
+
+
 def export_worker(
     checkpoint: str,
     out: str,
@@ -115,7 +123,7 @@ def export_worker(
             carried = Path(tokenizer) if tokenizer else source / CARRIED
             with temporary_folder(final, sum(sizes.values())) as temporary:
                 together(lambda: _write_share(temporary, final, files))
-                on_main(lambda: _finish(temporary, final, files, config, carried))
+                on_main(lambda: _finish(temporary, final, files, config, carried, origin(source)))
     finally:
         stop()
 
@@ -128,10 +136,16 @@ def _write_share(temporary: Path, final: Path, files: dict[str, list[Planned]]) 
 
 
 def _finish(
-    temporary: Path, final: Path, files: dict[str, list[Planned]], config: dict[str, Any], carried: Path
+    temporary: Path,
+    final: Path,
+    files: dict[str, list[Planned]],
+    config: dict[str, Any],
+    carried: Path,
+    come_from: dict[str, Any],
 ) -> None:
     with clean_failure(final):
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (temporary / ORIGIN).write_text(json.dumps(come_from, indent=2) + "\n")
         carry(carried, temporary)
         write_index(temporary, files)
         publish_folder(temporary, final)

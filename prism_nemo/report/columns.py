@@ -16,6 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from prism_nemo.status.files import open_file
+
 Numbers = NDArray[np.float64]
 Name = tuple[str, ...]
 
@@ -43,7 +45,7 @@ class Columns:
         self._kept: dict[Name, tuple[Numbers, Numbers]] = {}
         # Bytes: a raw U+2028 or a carriage return inside a JSON text is no end of line, and decoding takes as long as
         # parsing does.
-        with path.open("rb") as file:
+        with open_file(path) as file:
             last_bad = False
             while batch := list(islice(file, _LINES)):
                 written = [line for line in batch if line.strip()]

@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
+from prism_nemo.checkpoint.lock import LOCK
 from prism_nemo.config import load_yaml
 from prism_nemo.errors import InputError
 from prism_nemo.report.columns import Columns
 from prism_nemo.report.read import mapping, sequence
+from prism_nemo.status.files import read_text
 
 # Depth below a named folder that is looked into, and the largest JSON file that can be a result.
 _DEPTH = 4
@@ -134,7 +136,7 @@ def _look(folder: Path, depth: int, found: Found, seen: set[Path]) -> None:
     if {"lineage.json", "metrics.jsonl"} & names:
         found.runs.append(_run(folder, found))
     for entry in entries:
-        if entry.suffix == ".json" and entry.is_file():
+        if entry.suffix == ".json" and entry.name != LOCK and entry.is_file():
             _take(entry, found)
         elif entry.suffix in (".yaml", ".yml") and entry.name != "config.yaml" and entry.is_file():
             _take_card(entry, found)
@@ -171,7 +173,7 @@ def _run(folder: Path, found: Found) -> Run:
     config: dict[str, Any] = {}
     metrics: Columns | None = None
     try:
-        lineage = mapping(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        lineage = mapping(json.loads(read_text(folder / "lineage.json")))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, RecursionError) as error:

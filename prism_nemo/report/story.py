@@ -7,17 +7,19 @@ else by the last three parts of the path (RUN/checkpoints/step_N) where only one
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prism_nemo.checkpoint.atomic import MANIFEST, ORIGIN
 from prism_nemo.report.find import Found, Result, Run
 from prism_nemo.report.read import mapping, objects, sequence, words
 from prism_nemo.report.svg import Style
+from prism_nemo.status.files import read_text
 
-_MANIFEST = "manifest.json"
 # How the roles look; a second model of the same role gets the next of the spare styles.
 _STYLES = {
     "base": Style("s-base", "circle"),
@@ -115,6 +117,8 @@ def tell(found: Found) -> Story:
     models = [Model(run.path, "", run.path.resolve().name, run=run) for run in runs]
     for merge in found.of("merge"):
         models.append(Model(merge.path.parent, "merge", merge.path.parent.resolve().name))
+    # Those that say where they come from; the others are shown where somebody evaluated them.
+    models += [Model(folder, "hf", folder.resolve().name) for folder in found.exports if _origin(folder)]
     story = Story(found, models, warnings=found.warnings)
     _link(story)
     for result in found.of("evaluation"):
@@ -139,7 +143,7 @@ class _Places:
     def learn(self, models: list[Model]) -> None:
         """Reads the hashes of the checkpoints' manifests."""
         for place, model in enumerate(models):
-            for manifest in model.path.glob(f"checkpoints/step_*/{_MANIFEST}"):
+            for manifest in model.path.glob(f"checkpoints/step_*/{MANIFEST}"):
                 try:
                     self._hashes[hashlib.sha256(manifest.read_bytes()).hexdigest()] = place
                 except OSError:
@@ -179,6 +183,10 @@ def _link(story: Story) -> None:
 
 def _parents(story: Story, model: Model) -> Iterator[tuple[str, object]]:
     """Path and, where it was recorded, the hash of the manifest of each parent."""
+    if model.role == "hf":
+        origin = _origin(model.path)
+        yield words(origin.get("checkpoint")).replace("\0", ""), origin.get("manifest_sha256")
+        return
     if model.run is None:
         merge = next(result for result in story.found.of("merge") if result.path.parent == model.path)
         # The last parent is what the merge is mostly about: the base is mixed into it.
@@ -191,6 +199,14 @@ def _parents(story: Story, model: Model) -> Iterator[tuple[str, object]]:
     for path in sequence(lineage.get("parents")):
         if isinstance(path, str) and path and "\0" not in path:
             yield path, digests.get(path)
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """What an export says of the checkpoint that it was made from; empty if nothing."""
+    try:
+        return mapping(json.loads(read_text(folder / ORIGIN)))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _attach(story: Story, result: Result) -> None:

@@ -68,11 +68,13 @@ def lineage_figure(story: Story) -> Figure:
         [model.parents for model in story.models],
     )
     if story.found.exports:
-        rows += [(path.name, "Hugging Face folder", "–", "–", "–", str(path)) for path in story.found.exports]
+        known = {model.path for model in story.models}
+        others = [path for path in story.found.exports if path not in known]
+        rows += [(path.name, "Hugging Face folder", "–", "–", "–", str(path)) for path in others]
     else:
         story.missing("The exported Hugging Face checkpoint", "prism-nemo export CHECKPOINT --out HF_DIR")
     for model in story.models:
-        if model.role == "hf":
+        if model.role == "hf" and not model.parents:
             story.missing(
                 f"{model.name}: what it was exported from", "prism-nemo eval RUN/checkpoints/step_N --suite SUITE"
             )

@@ -18,7 +18,7 @@ from tiny_llama import LINEAR, LLAMA3, all_tensors, edited_copy, save_tiny_llama
 from tiny_models import save_tiny
 from transformers import LlamaForCausalLM
 
-from prism_nemo.checkpoint.atomic import read_manifest
+from prism_nemo.checkpoint.atomic import MANIFEST, ORIGIN, read_manifest
 from prism_nemo.checkpoint.convert import export_hf, import_hf
 from prism_nemo.checkpoint.distcp_reader import CheckpointReader
 from prism_nemo.checkpoint.native import read_architecture
@@ -255,7 +255,7 @@ def test_tokenizer_files_travel_with_the_checkpoint(tiny_hf: Path, tmp_path: Pat
     import_hf(hf, tmp_path / "checkpoint", ONE)
     export_hf(tmp_path / "checkpoint", tmp_path / "out")
     assert (tmp_path / "out/tokenizer.json").read_text() == '{"mine": 1}'
-    expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", ORIGIN}
     assert {p.name for p in (tmp_path / "out").iterdir()} == expected
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok/tokenizer.json").write_text('{"other": 1}')
@@ -273,8 +273,12 @@ def test_export_copies_tokenizer_files_only(converted: Callable[[str], tuple[Pat
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
+        ORIGIN,
         "tokenizer.json",
     ]
+    come_from = json.loads((tmp_path / "out" / ORIGIN).read_text())
+    assert come_from["manifest_sha256"] == hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest()
+    assert come_from["checkpoint"] == checkpoint.name  # no path of this machine: the folder may be published
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 304
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from made_runs import (
 )
 from typer.testing import CliRunner
 
+from prism_nemo.checkpoint.atomic import ORIGIN
 from prism_nemo.errors import InputError
 from prism_nemo.report import changed, costs, scores, trusted
 from prism_nemo.report.find import find, kind_of
@@ -280,3 +282,21 @@ def test_the_command_takes_several_directories(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.strip() == str(out)
     assert "sums against base: score" in out.read_text(encoding="utf-8")
+
+
+def test_an_export_is_tied_to_the_checkpoint_it_came_from(tmp_path: Path) -> None:
+    """By the hash of the manifest, so also where the run was moved or renamed; by the name only without one."""
+    make_pipeline(tmp_path / "first")
+    manifest = tmp_path / "first/runs/rl_on_mid/checkpoints/step_00000040/manifest.json"
+    export = tmp_path / "first/hf/tuned"
+    write(export / "config.json", {})
+    (export / "model.safetensors").touch()
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    write(export / ORIGIN, {"checkpoint": "elsewhere/checkpoints/step_00000040", "manifest_sha256": digest})
+    write(tmp_path / "first/results/e/evaluation.json", evaluation(str(export), "tuned", 0.6))
+    story = story_of(tmp_path / "first")
+    assert lineage(story)["tuned"] == ("hf", ["rl_on_mid"])
+    assert [len(model.evaluations) for model in story.models if model.role == "hf"] == [1]
+    assert not any("exported from" in what for what, _ in _gaps(story))
+    (export / ORIGIN).write_text("[not an object")
+    assert lineage(story_of(tmp_path / "first"))["tuned"] == ("hf", [])
