@@ -102,7 +102,7 @@ def module(name: str) -> Any:
 
 
 def test_every_shipped_recipe_is_known_here() -> None:
-    recipes = {"evaluate", "longcontext", "merge", "midtrain", "pipeline", "rl"}
+    recipes = {"evaluate", "longcontext", "merge", "midtrain", "pipeline", "pocket_study", "rl"}
     parts = {
         "__init__",
         "fit",
