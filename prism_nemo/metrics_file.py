@@ -51,7 +51,7 @@ class MetricsFile(Columns):
         """
         try:
             # O_NONBLOCK: opening a named pipe that nobody writes to would wait for ever.
-            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False
         try:

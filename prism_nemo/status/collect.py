@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +21,12 @@ DEFAULT_FOLDER = Path("runs")
 _DEPTH = 3
 
 
-def collect(paths: Iterable[Path] = ()) -> list[RunStatus]:
+def collect(paths: Iterable[Path] = (), queued: Callable[[], list[Job] | None] = queue) -> list[RunStatus]:
     """The state of runs, in the order of their names.
 
     Args:
         paths: Run directories, or folders with such in them; `DEFAULT_FOLDER` if none is named.
+        queued: Gives the user's jobs, None where there is no Slurm.
 
     Raises:
         InputError: If a path is no folder.
@@ -35,8 +36,16 @@ def collect(paths: Iterable[Path] = ()) -> list[RunStatus]:
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; name a run directory, or a folder of run directories")
         found += _runs_in(path)
-    jobs = queue()
-    return [_status(run, jobs, time.time()) for run in dict.fromkeys(found)]
+    jobs = queued()
+    return [_understood(run, jobs, time.time()) for run in dict.fromkeys(found)]
+
+
+def _understood(run: Path, jobs: list[Job] | None, now: float) -> RunStatus:
+    """The state of a run; one whose files hold something else than a stage writes does not hide the others."""
+    try:
+        return _status(run, jobs, now)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, OSError) as error:
+        return RunStatus(str(run), problems=[f"its files cannot be understood ({type(error).__name__}: {error})"])
 
 
 def other_jobs(statuses: list[RunStatus]) -> list[Job]:
@@ -107,13 +116,18 @@ def _config(run: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _newest(lines: list[dict[str, Any]], name: str) -> float | None:
-    values = [line[name] for line in lines if isinstance(line.get(name), int | float)]
+    values = [line[name] for line in lines if _is_number(line.get(name))]
     return float(values[-1]) if values else None
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that can be computed with: its integers may have any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _pace(lines: list[dict[str, Any]]) -> float | None:
     """Seconds of a step, over the newest logged steps; `seconds` counts training only, and goes on after a restart."""
-    timed = [line for line in lines if isinstance(line.get("seconds"), int | float)][-20:]
+    timed = [line for line in lines if _is_number(line.get("seconds"))][-20:]
     if len(timed) < 2:
         return timed[0]["seconds"] / timed[0]["step"] if timed and timed[0]["step"] > 0 else None
     steps = timed[-1]["step"] - timed[0]["step"]

@@ -19,6 +19,7 @@ from prism_nemo.checkpoint.atomic import MANIFEST
 from prism_nemo.checkpoint.lock import LOCK
 
 _TAIL_BYTES = 256 * 1024
+_MOST_BYTES = 16 << 20
 # struct flock of Linux on 64 bits: type, whence, start, length, pid.
 _FLOCK = "hhqqi"
 
@@ -27,9 +28,10 @@ def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: If there is none. A named pipe is not waited for: opening one that nobody writes to would not return.
+        OSError: If there is none. A named pipe is not waited for: opening one that nobody writes to would not return. A
+            link is not followed: what it leads to is not the run's.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "no regular file", str(path))
@@ -37,13 +39,16 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """A text file; bytes that are no text are replaced.
+    """A text file of at most 16 MiB; bytes that are no text are replaced.
 
     Raises:
-        OSError: If there is none.
+        OSError: If there is none, or it is larger.
     """
     with open_file(path) as file:
-        return file.read().decode("utf-8", "replace")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {_MOST_BYTES:,} bytes", str(path))
+    return content.decode("utf-8", "replace")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ const EVERY = 2000;
 const at = (id) => document.getElementById(id);
 let chosen = new URLSearchParams(location.search).get("run") || "";
 let shown = "";
+let listed = "";
 let lost = 0;
 
 function make(name, attributes = {}, text = null, svg = false) {
@@ -93,16 +94,32 @@ function curve(chart) {
   const readout = make("p", { class: "readout" });
   const cursor = make("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cursor", visibility: "hidden" }, null, true);
   svg.append(cursor);
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const step = first + (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * (last - first);
+  const places = [...new Set(points.map((point) => point[0]))].sort((one, other) => one - other);
+  let place = places.length - 1;
+  const point = (step) => {
     const near = chart.series.map((one) => [one.label, nearest(one.points, step)]);
     cursor.setAttribute("x1", x(near[0][1][0]));
     cursor.setAttribute("x2", x(near[0][1][0]));
     cursor.setAttribute("visibility", "visible");
-    readout.textContent = near.map(([label, point]) => `step ${number(point[0])}: ${label} ${range(point)}`).join("; ");
+    readout.textContent = near.map(([label, one]) => `step ${number(one[0])}: ${label} ${range(one)}`).join("; ");
+  };
+  const away = () => { cursor.setAttribute("visibility", "hidden"); readout.textContent = ""; };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const across = (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT);
+    point(first + across * (last - first));
   });
-  svg.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); readout.textContent = ""; });
+  svg.addEventListener("pointerleave", away);
+  // The same with the arrow keys.
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("blur", away);
+  svg.addEventListener("keydown", (event) => {
+    const moved = { ArrowLeft: -1, ArrowRight: 1, Home: -places.length, End: places.length }[event.key];
+    if (moved === undefined) return;
+    event.preventDefault();
+    place = Math.min(places.length - 1, Math.max(0, place + moved));
+    point(places[place]);
+  });
   card.append(svg, legend, readout);
   return card;
 }
@@ -147,15 +164,22 @@ function fill(id, parts) {
   section.hidden = parts.length === 0;
 }
 
+function choices(state) {
+  return state.runs.map((one) => {
+    const option = make("option", { value: one.name }, `${one.name} (${one.stage || "not started"}, ${one.state})`);
+    option.selected = state.run !== null && one.name === state.run.name;
+    return option;
+  });
+}
+
 function show(state) {
   const run = state.run;
   at("choice").hidden = state.runs.length < 2;
-  const options = state.runs.map((one) => {
-    const option = make("option", { value: one.name }, `${one.name} (${one.stage || "not started"}, ${one.state})`);
-    option.selected = run !== null && one.name === run.name;
-    return option;
-  });
-  at("runs").replaceChildren(...options);
+  const list = JSON.stringify([state.runs, run && run.name]);
+  if (list !== listed) {  // a list that is made anew while it is open would close
+    listed = list;
+    at("runs").replaceChildren(...choices(state));
+  }
   fill("problems", [...(state.problem ? [state.problem] : []), ...(run ? run.problems : [])]
     .map((problem) => make("p", { class: "problem" }, problem)));
   if (run === null) {
@@ -181,13 +205,14 @@ function show(state) {
     ...(run.skipped_steps === null ? [] : [tile("skipped steps", number(run.skipped_steps))]),
     ...(run.job ? [tile("job", run.job)] : []),
   ]);
-  fill("charts", run.charts.map(curve));
+  // Not under the reader's pointer or keyboard: what is read would move away.
+  if (!at("charts").matches(":hover, :focus-within")) fill("charts", run.charts.map(curve));
   const answers = make("div", { class: "list" });
   answers.append(...run.rollouts.map(rollout));
   fill("rollouts", run.rollouts.length ? [make("h2", {}, "Latest rollouts"), answers] : []);
-  const list = make("ul");
-  list.append(...run.events.map((event) => make("li", {}, event)));
-  fill("events", run.events.length ? [make("h2", {}, "Events"), list] : []);
+  const said = make("ul");
+  said.append(...run.events.map((event) => make("li", {}, event)));
+  fill("events", run.events.length ? [make("h2", {}, "Events"), said] : []);
 }
 
 // Said once: a screen reader would otherwise hear it every two seconds.

@@ -6,6 +6,7 @@ Python's own server: the page is for one reader beside the run, and a framework 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from functools import partial
@@ -100,6 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal belongs to the reader."""
 
 
+class _Server6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 def make_server(watched: Watched, host: str = "127.0.0.1", port: int = PORT) -> ThreadingHTTPServer:
     """A server that is bound and not yet running; its `server_port` says where.
 
@@ -116,7 +121,7 @@ def make_server(watched: Watched, host: str = "127.0.0.1", port: int = PORT) -> 
     handler = partial(_Handler, _Looks(watched), hosts)
     for one in [port] if port == 0 else range(port, min(port + _PORTS, 65536)):
         try:
-            server = ThreadingHTTPServer((host, one), handler)
+            server = (_Server6 if ":" in host else ThreadingHTTPServer)((host, one), handler)
         except OSError as error:
             problem = error
             continue

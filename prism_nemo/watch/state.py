@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.metrics_file import MetricsFile
 from prism_nemo.report.formatting import clean
+from prism_nemo.report.read import number
 from prism_nemo.rl.store import FOLDER, read_rollouts, recorded_steps
 from prism_nemo.status.collect import collect
 from prism_nemo.status.run_status import RunStatus
+from prism_nemo.status.slurm import Job, queue
 from prism_nemo.watch.thin import newest, thin
 
 LONGEST = 2000  # characters of a prompt or an answer
 MOST_ROLLOUTS, MOST_EVENTS, MOST_SERIES, MOST_RUNS = 6, 40, 12, 200
+_QUEUE_SECONDS = 30.0
 _LARGEST = 16 << 20  # bytes of a file of rollouts or of lineage.json that is read
 
 
@@ -74,6 +81,14 @@ class Watched:
             raise InputError(f"{folder}: no such folder; name a run directory, or a folder of run directories")
         self.folder = folder
         self._metrics: dict[str, MetricsFile] = {}
+        self._answers: dict[str, tuple[object, list[dict[str, Any]], list[str]]] = {}
+        self._jobs: tuple[float, list[Job] | None] | None = None
+
+    def _queue(self) -> list[Job] | None:
+        """The user's jobs; Slurm is asked at most twice a minute, as its administrators ask."""
+        if self._jobs is None or time.monotonic() - self._jobs[0] > _QUEUE_SECONDS:
+            self._jobs = (time.monotonic(), queue())
+        return self._jobs[1]
 
     def look(self, chosen: str | None = None) -> dict[str, Any]:
         """Everything that is shown now.
@@ -88,9 +103,16 @@ class Watched:
         if not self.folder.is_dir():
             return {"runs": [], "run": None, "problem": f"{clean(str(self.folder), 300)} is no longer there"}
         try:
-            runs = collect([self.folder])[:MOST_RUNS]
-        except (PrismError, OSError, ValueError, RecursionError) as error:
-            return {"runs": [], "run": None, "problem": clean(str(error), 500)}
+            return _finite(self._look(chosen))
+        except Exception as error:  # whatever a directory holds: the page says it, and goes on
+            return {"runs": [], "run": None, "problem": clean(f"{type(error).__name__}: {error}", 500)}
+
+    def _look(self, chosen: str | None) -> dict[str, Any]:
+        inside = self.folder.resolve()
+        # A link may lead anywhere; only what lies below the folder is shown.
+        runs = [run for run in collect([self.folder], self._queue) if Path(run.run).resolve().is_relative_to(inside)][
+            :MOST_RUNS
+        ]
         if not runs:
             return {"runs": [], "run": None, "problem": None}
         names = {self._name(run): run for run in runs}
@@ -113,7 +135,7 @@ class Watched:
             problems.append(str(error))
         if metrics.unreadable:
             problems.append(f"{metrics.unreadable} lines of metrics.jsonl cannot be read")
-        rollouts, trouble = _rollouts(path)
+        rollouts, trouble = self._newest_rollouts(path)
         return {
             "name": clean(self._name(run), 300),
             "stage": clean(run.stage, 40),
@@ -134,6 +156,25 @@ class Watched:
             "events": _events(path),
             "rollouts": rollouts,
         }
+
+    def _newest_rollouts(self, run: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        """Those of the last step; read when there are others than at the look before."""
+        files = _newest_files(run)
+        mark = [(path.name, path.lstat().st_mtime_ns, path.lstat().st_size) for path in files]
+        known = self._answers.get(str(run))
+        if known is None or known[0] != mark:
+            known = (mark, *_rollouts(run, files))
+            self._answers[str(run)] = known
+        return known[1], known[2]
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _charts(metrics: MetricsFile) -> list[dict[str, Any]]:
@@ -184,17 +225,29 @@ def _short(value: Any) -> bool:
     return isinstance(value, int | float | str) and not (isinstance(value, str) and len(value) == 64)
 
 
-def _rollouts(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _newest_files(run: Path) -> list[Path]:
     folder = run / FOLDER
     if folder.is_symlink() or not folder.is_dir():
+        return []
+    steps = recorded_steps(run)
+    files = sorted(folder.glob(f"step_{steps[-1]:08d}.*.zst")) if steps else []
+    return files if all(map(_small, files)) else []
+
+
+def _unpacked(file: Path) -> int:
+    """Bytes that a file of rollouts unpacks to, as its frame says, which is what would be allocated."""
+    with file.open("rb") as opened:
+        return zstandard.get_frame_parameters(opened.read(64)).content_size
+
+
+def _rollouts(run: Path, files: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    if not files:
         return [], []
     try:
-        steps = recorded_steps(run)
-        files = list(folder.glob(f"step_{steps[-1]:08d}.*.zst")) if steps else []
-        if not files or not all(map(_small, files)):
-            return [], []
-        lines = read_rollouts(run, steps[-1])
-    except (PrismError, OSError, KeyError, TypeError, RecursionError) as error:
+        if sum(map(_unpacked, files)) > _LARGEST:
+            return [], [f"the latest rollouts are larger than {_LARGEST:,} bytes; see: prism-nemo rollouts show"]
+        lines = read_rollouts(run, recorded_steps(run)[-1])
+    except (PrismError, OSError, KeyError, TypeError, RecursionError, zstandard.ZstdError) as error:
         return [], [f"the latest rollouts cannot be read: {error}"]
     # Evenly over the step's prompts, so that every task has a chance.
     stride = max(1, len(lines) // MOST_ROLLOUTS)
@@ -209,6 +262,6 @@ def _rollout(line: dict[str, Any]) -> dict[str, Any]:
         "prompt": clean(str(line.get("prompt", "")), LONGEST),
         "answer": clean(str(line.get("answer", "")), 200),
         "response": clean(str(line.get("response", "")), LONGEST),
-        "reward": float(reward) if isinstance(reward, int | float) and not isinstance(reward, bool) else None,
+        "reward": number(reward),
         "failure": clean(str(line["failure"]), 200) if line.get("failure") else None,
     }

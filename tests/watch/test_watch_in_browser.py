@@ -53,6 +53,11 @@ def test_a_run_is_shown_and_kept_up_to_date(tmp_path: Path, chromium: Any, width
         )
         page.page.hover("svg.curve >> nth=0")
         assert "step" in page.page.text_content(".readout >> nth=0")
+        page.page.focus("svg.curve >> nth=1")
+        page.page.keyboard.press("Home")
+        assert page.page.text_content(".readout >> nth=1").startswith("step 1: ")
+        page.page.keyboard.press("ArrowRight")
+        assert page.page.text_content(".readout >> nth=1").startswith("step 2: ")
         assert page.console == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from watched_runs import HOSTILE, make_run, more_steps
 
 from prism_nemo.errors import InputError
@@ -121,7 +123,7 @@ def test_a_newest_run_is_chosen_and_another_can_be(ask: Ask, tmp_path: Path) -> 
 
 def test_a_hostile_directory_gives_text_of_bounded_length(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "run").rmdir()
-    run = make_run(tmp_path / "run", steps=4, text=HOSTILE + "x" * 2_000_000)
+    run = make_run(tmp_path / "run", steps=4, text=HOSTILE + "x" * 200_000)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(
             '{"step": 5, "loss": NaN, "deep": ' + "[" * 5000 + "]" * 5000 + "}\n" + "not json\n" + '{"step": 6, "lo'
@@ -149,6 +151,104 @@ def test_pipes_and_links_are_not_followed(ask: Ask, tmp_path: Path) -> None:
     assert code == 200
     assert b"secret" not in body
     assert any("no regular file" in problem for problem in json.loads(body)["run"]["problems"])
+
+
+def append(run: Path, **values: Any) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 50, **values}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, 10**400, "fast", True, [1], None],
+    ids=["nan", "infinite", "huge", "text", "bool", "list", "none"],
+)
+@pytest.mark.parametrize("key", ["tokens_per_second", "seconds", "mfu", "loss", "reward_by_task"])
+def test_no_number_breaks_the_page(tmp_path: Path, key: str, value: Any) -> None:
+    run = make_run(tmp_path / "run", steps=4)
+    append(run, **{key: value})
+    state = Watched(run).look()
+    json.dumps(state, allow_nan=False)
+    assert state["problem"] is None
+    assert state["run"]["step"] == 50
+    assert state["run"]["tokens_per_second"] in (8000.0, None)
+
+
+def test_a_reward_that_is_no_number_has_no_value(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=4)
+    line = {"step": 4, "index": 0, "prompt_number": 0, "task": "t", "prompt": "p", "answer": "a", "response": "r"}
+    packed = zstandard.ZstdCompressor().compress((json.dumps({**line, "reward": math.nan}) + "\n").encode())
+    (run / "rollouts/step_00000004.dp0000.jsonl.zst").write_bytes(packed)
+    state = Watched(run).look()
+    json.dumps(state, allow_nan=False)
+    assert state["run"]["rollouts"][0]["reward"] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("lineage.json", '{"stage": "rl", "starts": [{"step": "x"}], "events": 3}'),
+        ("lineage.json", "[" * 100_000),
+        ("running.json", '{"processes": {"a": 1}}'),
+        ("config.yaml", "train_steps: {a: [}"),
+        ("metrics.jsonl", '{"step": 1, "seconds": "x"}\n' * 3),
+    ],
+)
+def test_one_bad_run_does_not_hide_the_others(tmp_path: Path, file: str, content: str) -> None:
+    make_run(tmp_path / "good", steps=7)
+    bad = make_run(tmp_path / "bad", steps=3)
+    (bad / file).write_text(content)
+    os.utime(bad / "metrics.jsonl", (1, 1))
+    state = Watched(tmp_path).look()
+    assert (state["problem"], state["run"]["name"]) == (None, "good")
+    assert {one["name"] for one in state["runs"]} == {"good", "bad"}
+
+
+def test_a_small_file_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=4)
+    bomb = zstandard.ZstdCompressor().compress(bytes(40 << 20))
+    (run / "rollouts/step_00000004.dp0000.jsonl.zst").write_bytes(bomb)
+    found = Watched(run).look()["run"]
+    assert found["rollouts"] == []
+    assert any("larger than" in problem for problem in found["problems"])
+
+
+def test_links_lead_nowhere(tmp_path: Path) -> None:
+    """Neither a link to a file of the machine, whose content would be shown, nor a run that is a link."""
+    run = make_run(tmp_path / "runs/one", steps=4)
+    (tmp_path / "secret").write_text("node-of-somebody-else")
+    (run / "chain").mkdir()
+    for name in ("bad_nodes", "stalled"):
+        (run / "chain" / name).symlink_to(tmp_path / "secret")
+    outside = make_run(tmp_path / "outside", steps=9)
+    (tmp_path / "runs/two").symlink_to(outside)
+    (tmp_path / "runs/three").mkdir()
+    for name in ("metrics.jsonl", "lineage.json"):
+        (tmp_path / "runs/three" / name).symlink_to(outside / name)
+    state = Watched(tmp_path / "runs").look()
+    assert "somebody" not in json.dumps(state)
+    assert {one["name"] for one in state["runs"]} == {"one", "three"}
+    assert Watched(tmp_path / "runs").look("three")["run"]["charts"] == []
+
+
+def test_slurm_is_asked_once_in_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("prism_nemo.watch.state.queue", lambda: asked.append(1))
+    watched = Watched(make_run(tmp_path / "run", steps=4))
+    for _ in range(3):
+        watched.look()
+    assert len(asked) == 1
+
+
+def test_an_address_of_version_6(tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"no ::1 here: {error}")
+    server = make_server(Watched(tmp_path), "::1", 0)
+    assert server.server_address[0] == "::1"
+    server.server_close()
 
 
 def test_a_directory_that_vanishes_is_said(ask: Ask, tmp_path: Path) -> None:
