@@ -160,7 +160,8 @@ class SlurmCluster:
             RuntimeError: If that takes longer than a minute.
         """
         deadline = time.monotonic() + 60
-        while len(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()) < self.nodes:
+        # A node stands there once for each partition.
+        while len(set(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())) < self.nodes:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"nodes do not come up: {self.ask('sinfo', check=False)}")
             time.sleep(0.2)
