@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from prism_nemo.errors import InputError
 from prism_nemo.report.columns import Columns, Numbers, parse_lines
+from prism_nemo.status.files import open_file
 
 _CHUNK = 8 << 20  # Also the longest line that is read: a longer one is unreadable, and never held in memory as a whole.
 _SEAM = 64
@@ -50,14 +51,16 @@ class MetricsFile(Columns):
             OSError: If the file cannot be read.
         """
         try:
-            # O_NONBLOCK: opening a named pipe that nobody writes to would wait for ever.
-            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            file = open_file(self.path)
         except FileNotFoundError:
             return False
-        try:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise InputError(f"{self.path} is no regular file; point to the directory of a run") from None
+        with file:
+            handle = file.fileno()
             found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError(f"{self.path} is no regular file; point to the directory of a run")
             if self._replaced(handle, found):
                 self._forget()
             self._file = (found.st_dev, found.st_ino)
@@ -65,8 +68,6 @@ class MetricsFile(Columns):
             while (chunk := os.pread(handle, _CHUNK, self._offset)) and self._take(chunk):
                 read = True
             return read
-        finally:
-            os.close(handle)
 
     def series(self, key: str, inner: str | None = None) -> tuple[Numbers, Numbers]:
         """As `Columns.series`; what was put in order once is not put in order again."""

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from prism_nemo.commands.printing import is_main, say
 
 
-def import_nemo(
-    nemo_dir: Annotated[Path, typer.Argument(help="NeMo 2 checkpoint: a folder with weights/ and context/.")],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
-    vocab_size: Annotated[
-        int | None, typer.Option(min=1, help="Entries of the vocabulary, where the folder does not say.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse weights that are NaN or infinite.")] = False,
-) -> None:
+def import_nemo(nemo_dir: Path, out: Path, vocab_size: int | None = None, strict: bool = False) -> None:
     """NeMo 2 checkpoint to native checkpoint (weights only, loads at any layout), types kept."""
     from prism_nemo.checkpoint.nemo import reading
 
@@ -31,14 +23,7 @@ def import_nemo(
     typer.echo(f"{out}: imported from {nemo_dir} ({found.family})")
 
 
-def export_nemo(
-    checkpoint: Annotated[Path, typer.Argument(help="Native checkpoint.")],
-    out: Annotated[Path, typer.Option(help="NeMo 2 checkpoint folder to write.")],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder whose tokenizer files are copied; default those that came with the import."),
-    ] = None,
-) -> None:
+def export_nemo(checkpoint: Path, out: Path, tokenizer: Path | None = None) -> None:
     """Native checkpoint to NeMo 2 checkpoint folder (weights only)."""
     from prism_nemo.checkpoint.nemo import writing
 

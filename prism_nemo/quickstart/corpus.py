@@ -14,7 +14,8 @@ from prism_nemo.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer,
 from prism_nemo.quickstart.settings import GENERAL_SHARE, TASKS, PocketSettings
 from prism_nemo.rl.rewards.task import CLOSE, END, OPEN, task_named
 
-_BASE_DOMAIN_SHARE = 0.03  # so that the base knows the form exists: RL on it is hard, not impossible by construction
+HELD_OUT = "general-heldout"
+BASE_DOMAIN_SHARE = 0.03  # so that the base knows the form exists: RL on it is hard, not impossible by construction
 
 
 def write_documents(folder: Path, settings: PocketSettings) -> dict[str, Path]:
@@ -49,17 +50,24 @@ def document_shares(documents: dict[str, Path], tokenizer: Tokenizer) -> dict[st
     return {name: count / sum(tokens.values()) for name, count in tokens.items()}
 
 
+def mixture_sources(
+    general: Path, heldout: Path, documents: dict[str, Path], shares: dict[str, float], general_share: float
+) -> list[Source]:
+    """General text, the tasks' documents by their shares of the rest, and held-out text that is not trained on."""
+    sources = [Source("general", "general", [str(general)], general_share)]
+    for task, path in documents.items():
+        sources.append(Source(task, task_named(task).domain, [str(path)], (1.0 - general_share) * shares[task]))
+    return [*sources, Source(HELD_OUT, "general", [str(heldout)], 0.0)]
+
+
 def mixtures(general: Path, heldout: Path, documents: dict[str, Path], shares: dict[str, float]) -> dict[str, Mixture]:
     """The base's mixture (almost all general text) and the mid-training mixture (general, maths, code, science)."""
 
     def build(name: str, general_share: float) -> Mixture:
-        sources = [Source("general", "general", [str(general)], general_share)]
-        for task, path in documents.items():
-            sources.append(Source(task, task_named(task).domain, [str(path)], (1.0 - general_share) * shares[task]))
-        sources.append(Source("general-heldout", "general", [str(heldout)], 0.0))
+        sources = mixture_sources(general, heldout, documents, shares, general_share)
         return Mixture(name, sources, Retention(min(general_share, GENERAL_SHARE), ["general"]))
 
-    return {"base": build("base", 1.0 - _BASE_DOMAIN_SHARE), "midtraining": build("midtraining", GENERAL_SHARE)}
+    return {"base": build("base", 1.0 - BASE_DOMAIN_SHARE), "midtraining": build("midtraining", GENERAL_SHARE)}
 
 
 def prepare(out: Path, settings: PocketSettings) -> dict[str, Any]:

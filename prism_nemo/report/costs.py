@@ -43,16 +43,12 @@ def on_cpu(run: Run) -> bool:
 
 def seconds_of(run: Run) -> float | None:
     """Training time of a stage; it goes on counting after a restart."""
-    values = run.metrics.series("seconds")[1] if run.metrics is not None else np.empty(0)
-    finite = values[np.isfinite(values)]
-    return float(finite[-1]) if len(finite) else None
+    return run.newest("seconds")
 
 
 def tokens_of(run: Run) -> float | None:
     """Tokens that a mid-training stage was trained on."""
-    values = run.metrics.series("tokens")[1] if run.metrics is not None else np.empty(0)
-    finite = values[np.isfinite(values)]
-    return float(finite[-1]) if len(finite) else None
+    return run.newest("tokens")
 
 
 def slices(run: Run) -> list[Slice]:
@@ -64,7 +60,7 @@ def slices(run: Run) -> list[Slice]:
         except ValueError:
             continue
         starts.append((when, int(number(start.get("step")) or 0)))
-    steps, seconds = run.metrics.series("seconds") if run.metrics is not None else (np.empty(0), np.empty(0))
+    steps, seconds = run.series("seconds")
     found = []
     for place, (when, step) in enumerate(starts):
         end = starts[place + 1][1] if place + 1 < len(starts) else math.inf
@@ -164,6 +160,6 @@ def _gap(parts: list[Slice], place: int) -> float | None:
 
 
 def _median(run: Run, key: str) -> float | None:
-    values = run.metrics.series(key)[1] if run.metrics is not None else np.empty(0)
+    values = run.series(key)[1]
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from prism_nemo.checkpoint.lock import LOCK
 from prism_nemo.config import load_yaml
 from prism_nemo.errors import InputError
-from prism_nemo.report.columns import Columns
+from prism_nemo.report.columns import Columns, Numbers
 from prism_nemo.report.read import mapping, sequence
 from prism_nemo.status.files import read_text
 
@@ -43,6 +44,16 @@ class Run:
     lineage: dict[str, Any]
     config: dict[str, Any]
     metrics: Columns | None
+
+    def series(self, key: str, inner: str | None = None) -> tuple[Numbers, Numbers]:
+        """As `Columns.series`; empty where there are no metrics."""
+        return self.metrics.series(key, inner) if self.metrics is not None else (np.empty(0), np.empty(0))
+
+    def newest(self, key: str) -> float | None:
+        """The last value of a metric that is finite."""
+        values = self.series(key)[1]
+        finite = values[np.isfinite(values)]
+        return float(finite[-1]) if len(finite) else None
 
 
 @dataclass(frozen=True)

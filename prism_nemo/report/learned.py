@@ -123,7 +123,7 @@ def _sources(story: Story, model: Model, run: Run) -> Figure | None:
 
 
 def _series(run: Run, label: str, style: Style, key: str, inner: str | None) -> Series | None:
-    steps, values = run.metrics.series(key, inner) if run.metrics is not None else (np.empty(0), np.empty(0))
+    steps, values = run.series(key, inner)
     if not np.isfinite(values).any():
         return None
     x, y, low, high = curves.condense(steps, values)
@@ -131,7 +131,7 @@ def _series(run: Run, label: str, style: Style, key: str, inner: str | None) -> 
 
 
 def _row(run: Run, label: str, key: str, inner: str | None, shown: Format) -> tuple[str, ...]:
-    steps, values = run.metrics.series(key, inner) if run.metrics is not None else (np.empty(0), np.empty(0))
+    steps, values = run.series(key, inner)
     finite = values[np.isfinite(values)]
     return (
         label,

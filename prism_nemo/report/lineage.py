@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from prism_nemo.report.svg import Style, element, mark, picture, shorten, text
+from prism_nemo.report.svg import Style, arrowhead, element, mark, picture, shorten, text
 
 WIDE, HIGH = 184.0, 76.0
 COLUMNS = (2.0, 273.0, 544.0, 814.0)
@@ -42,20 +42,6 @@ def draw(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
         nodes: The checkpoints; one that does not exist is drawn with a dashed frame.
         edges: The stages; one between rows runs below its source and enters its target from above.
     """
-    arrow = element(
-        "defs",
-        element(
-            "marker",
-            element("path", d="M0 0L8 4L0 8z", class_="arrowhead"),
-            id="arrow",
-            viewBox="0 0 8 8",
-            refX=7.0,
-            refY=4.0,
-            markerWidth=8.0,
-            markerHeight=8.0,
-            orient="auto",
-        ),
-    )
     said = ". ".join(
         f"{nodes[edge.source].label} to {nodes[edge.target].label}: {', '.join(edge.lines)}" for edge in edges
     )
@@ -64,7 +50,7 @@ def draw(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
         238,
         "Where each checkpoint comes from",
         said,
-        arrow,
+        arrowhead(),
         *(_edge(nodes[edge.source], nodes[edge.target], edge.lines) for edge in edges),
         *(_node(node) for node in nodes),
     )

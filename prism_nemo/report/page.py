@@ -74,9 +74,8 @@ def render_story(story: Story) -> str:
     Args:
         story: What was read; takes the notes on what is missing while the parts are built.
     """
-    found = story_page.parts(story)
-    found["found_verdicts"] = found.pop("verdicts")
-    return _render("runs.html.j2", {**found, "gaps": story.gaps, "warnings": list(dict.fromkeys(story.warnings))})
+    parts = story_page.parts(story)
+    return _render("runs.html.j2", {**parts, "gaps": story.gaps, "warnings": list(dict.fromkeys(story.warnings))})
 
 
 def _render(template: str, parts: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def parts(story: Story) -> dict[str, Any]:
     """Everything that `runs.html.j2` shows; the gaps are complete once this returns."""
     averages, tasks = scores.score_figures(story)
     training, by_source = learned.training_figures(story)
-    found: dict[str, Any] = {
+    return {
         "title": _title(story),
         "lede": _lede(story),
         "lineage": lineage_figure(story),
@@ -45,12 +45,11 @@ def parts(story: Story) -> dict[str, Any]:
         "weights": changed.weight_figures(story),
         "cka": changed.cka_figures(story),
         "path": changed.path_figures(story),
-        "verdicts": trusted.verdicts(story),
+        "found_verdicts": trusted.verdicts(story),  # `verdicts` is the macro that shows them
         "events": trusted.events(story),
         "repeat": trusted.repeat(story),
         "seeds": len({str(run.config["seed"]) for _, run in story.runs if "seed" in run.config}),
     }
-    return found
 
 
 def lineage_figure(story: Story) -> Figure:
@@ -89,7 +88,7 @@ def lineage_figure(story: Story) -> Figure:
 def _amount(model: Model) -> str:
     if model.run is None:
         return "given" if model.role == "base" else "–"
-    steps = model.run.metrics.series("loss")[0].tolist() if model.run.metrics is not None else []
+    steps = model.run.series("loss")[0].tolist()
     planned = number(model.run.config.get("train_steps"))
     last = steps[-1] if steps else 0.0
     of = f" of {whole(planned)}" if planned is not None and last < planned else ""
@@ -102,9 +101,9 @@ def _score(model: Model) -> str:
         value = number(mapping(mapping(content.get("averages")).get("domain_weighted")).get("estimate"))
         if value is not None:
             return f"{content.get('suite')}: {percent(value)}"
-    if model.run is not None and model.run.metrics is not None:
+    if model.run is not None:
         for key in ("reward", "loss"):
-            values = model.run.metrics.series(key)[1]
+            values = model.run.series(key)[1]
             if len(values):
                 return f"last {key} {decimal(float(values[-1]))}"
     return "not evaluated"

@@ -65,6 +65,24 @@ def text(content: str, x: float, y: float, css: str = "", anchor: str | None = N
     return element("text", content, x=float(x), y=float(y), class_=css or None, text_anchor=anchor)
 
 
+def arrowhead() -> Markup:
+    """The head of arrows whose paths have ``marker_end="url(#arrow)"``; once in each picture."""
+    return element(
+        "defs",
+        element(
+            "marker",
+            element("path", d="M0 0L8 4L0 8z", class_="arrowhead"),
+            id="arrow",
+            viewBox="0 0 8 8",
+            refX=7.0,
+            refY=4.0,
+            markerWidth=8.0,
+            markerHeight=8.0,
+            orient="auto",
+        ),
+    )
+
+
 def picture(width: float, height: float, title: str, description: str, *content: Markup) -> Markup:
     """Wraps a drawing as an accessible picture that scales with the page.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from prism_nemo.report.formatting import clean
-from prism_nemo.report.svg import Style, element, mark, picture, shorten, text
+from prism_nemo.report.svg import Style, arrowhead, element, mark, picture, shorten, text
 
 _WIDE, _HIGH, _ACROSS, _DOWN = 204.0, 92.0, 272.0, 138.0
 
@@ -55,20 +55,6 @@ def draw(names: list[str], lines: Sequence[tuple[str, ...]], styles: list[Style]
     places = lay_out(parents)
     width = 8 + _WIDE + _ACROSS * max((column for column, _ in places), default=0)
     height = 30 + _HIGH + _DOWN * max((row for _, row in places), default=0)
-    arrow = element(
-        "defs",
-        element(
-            "marker",
-            element("path", d="M0 0L8 4L0 8z", class_="arrowhead"),
-            id="arrow",
-            viewBox="0 0 8 8",
-            refX=7.0,
-            refY=4.0,
-            markerWidth=8.0,
-            markerHeight=8.0,
-            orient="auto",
-        ),
-    )
     edges = [
         _edge(places[parent], places[child], number > 0)
         for child, above in enumerate(parents)
@@ -80,7 +66,7 @@ def draw(names: list[str], lines: Sequence[tuple[str, ...]], styles: list[Style]
         + (f"; from {' and '.join(names[parent] for parent in parents[i])}" if parents[i] else "")
         for i in range(len(names))
     )
-    return picture(max(width, 460), height, "Where each model comes from", said, arrow, *edges, *boxes)
+    return picture(max(width, 460), height, "Where each model comes from", said, arrowhead(), *edges, *boxes)
 
 
 def _corner(place: tuple[int, int]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def verdicts(story: Story) -> list[Verdict]:
     for model, run in story.runs:
         if model.role not in ("base_rl", "prism_rl"):
             continue
-        gaps = run.metrics.series("logprob_gap")[1] if run.metrics is not None else np.empty(0)
+        gaps = run.series("logprob_gap")[1]
         finite = np.abs(gaps[np.isfinite(gaps)])
         if not len(finite):
             story.missing(f"{model.name}: gap between sampler and trainer", "logprob_gap in its metrics.jsonl")
@@ -54,7 +54,7 @@ def events(story: Story) -> list[str]:
             if name not in ("started from", "data", "parity"):
                 about = ", ".join(f"{key} {_short(value)}" for key, value in event.items() if key != "event")
                 said.append(f"{model.name}: {name} ({about})" if about else f"{model.name}: {name}")
-        skipped = run.metrics.series("skipped_steps")[1] if run.metrics is not None else np.empty(0)
+        skipped = run.series("skipped_steps")[1]
         if len(skipped) and math.isfinite(skipped[-1]) and skipped[-1] > 0:
             said.append(f"{model.name}: {skipped[-1]:,.0f} steps were skipped because a gradient was not finite")
     return said

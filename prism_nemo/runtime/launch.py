@@ -18,23 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
-from prism_nemo.runtime.parent import end_with_parent
+from prism_nemo.runtime.parent import end_with_command
 
 _PRELOAD = ["prism_nemo.runtime.preload"]
 
 
 def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) -> Any:
     """Run in each process: keep the error, whole and with its time, for the parent to raise again."""
-    end_with_parent(os.getppid())  # the server, which ends with the command (see preload.py)
-    command = multiprocessing.parent_process()
-    if command is not None and not psutil.pid_exists(command.pid or 0):  # it ended before the call
-        os._exit(1)
+    end_with_command()
     try:
         return function(*args)
     except BaseException as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -17,4 +20,15 @@ def end_with_parent(parent: int) -> None:
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def end_with_command() -> None:
+    """The same for a worker that multiprocessing's fork server started.
+
+    It ends with the server, and the server with the command (see preload.py, which the server imports).
+    """
+    end_with_parent(os.getppid())
+    command = multiprocessing.parent_process()
+    if command is not None and not psutil.pid_exists(command.pid or 0):  # it ended before the call
         os._exit(1)

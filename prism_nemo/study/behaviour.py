@@ -15,10 +15,10 @@ from prism_nemo.evaluation.statistics.intervals import wilson_interval
 from prism_nemo.generation.engine import Engine
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import positions
+from prism_nemo.quickstart.corpus import HELD_OUT
 from prism_nemo.rl.rewards.judge import Judge
 from prism_nemo.rl.rewards.task import task_named
 from prism_nemo.rl.rollout import judge_responses, sample_responses
-from prism_nemo.study.corpus import HELD_OUT
 from prism_nemo.study.plan import MIXTURES
 
 TASKS = MIXTURES["mcs"]

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from prism_nemo.data.build import build_mixture
 from prism_nemo.data.corpora import write_general_corpus
-from prism_nemo.data.mixture import Mixture, Retention, Source
-from prism_nemo.quickstart.corpus import document_shares, train_tokenizer, write_documents
+from prism_nemo.data.mixture import Mixture, Retention
+from prism_nemo.quickstart.corpus import (
+    BASE_DOMAIN_SHARE,
+    document_shares,
+    mixture_sources,
+    train_tokenizer,
+    write_documents,
+)
 from prism_nemo.quickstart.settings import PocketSettings
 from prism_nemo.rl.rewards.task import task_named
 from prism_nemo.run import write_json
 from prism_nemo.study.plan import MIXTURES
 from prism_nemo.study.settings import StudySettings
-
-HELD_OUT = "general-heldout"
-BASE_DOMAIN_SHARE = 0.03  # as in the quickstart: RL on the base is to be hard, not impossible by construction
 
 
 def prepare(folder: Path, settings: StudySettings, seed: int) -> None:
@@ -35,13 +38,7 @@ def prepare(folder: Path, settings: StudySettings, seed: int) -> None:
     for name, tasks in {"base": MIXTURES["mcs"], **MIXTURES}.items():
         replay = {"base": 1 - BASE_DOMAIN_SHARE, "noret": 0.0}.get(name, settings.retention)
         own = {task: documents[task] for task in tasks}
-        shares = document_shares(own, tokenizer)
-        sources = [Source("general", "general", [str(general)], replay)]
-        sources += [
-            Source(task, task_named(task).domain, [str(path)], (1 - replay) * shares[task])
-            for task, path in own.items()
-        ]
-        sources.append(Source(HELD_OUT, "general", [str(held_out)], 0.0))
+        sources = mixture_sources(general, held_out, own, document_shares(own, tokenizer), replay)
         retention = Retention(replay, ["general"]) if replay else None
         build_mixture(Mixture(name, sources, retention), tokenizer, folder / "tokens" / name)
     for task in MIXTURES["mcs"]:

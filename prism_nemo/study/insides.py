@@ -17,8 +17,8 @@ from prism_nemo.checkpoint.native import load
 from prism_nemo.data.held_out import held_out_rows
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.models.forward import hidden_states
+from prism_nemo.quickstart.corpus import HELD_OUT
 from prism_nemo.study.behaviour import TASKS, answer, remember
-from prism_nemo.study.corpus import HELD_OUT
 from prism_nemo.study.settings import StudySettings
 
 PATH_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import io
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +17,7 @@ from typing import Any
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
 from prism_nemo.run import versions, write_json
+from prism_nemo.runtime.parent import end_with_command
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.plan import Cell
 from prism_nemo.study.settings import StudySettings, check_settings
@@ -220,20 +219,10 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process with its parent, the server that forked it, which ends with the study.
-
-    Without it, a study that was killed leaves a cell behind, which goes on writing where the next start works. Linux
-    only (prctl, PR_SET_PDEATHSIG); elsewhere the cell runs to its end.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def _quietly(*args: Any) -> float:
     """A cell without the progress lines of its stages: two of them at a time would be mixed."""
     from prism_nemo.study.cell import run_cell
 
-    _end_with_parent()
+    end_with_command()  # a study that was killed must not leave a cell behind, writing where the next start works
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return run_cell(*args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -19,6 +18,7 @@ from prism_nemo.report.formatting import clean
 from prism_nemo.report.read import number
 from prism_nemo.rl.store import FOLDER, read_rollouts, recorded_steps
 from prism_nemo.status.collect import collect
+from prism_nemo.status.files import read_json
 from prism_nemo.status.run_status import RunStatus
 from prism_nemo.status.slurm import Job, queue
 from prism_nemo.watch.thin import newest, thin
@@ -26,7 +26,7 @@ from prism_nemo.watch.thin import newest, thin
 LONGEST = 2000  # characters of a prompt or an answer
 MOST_ROLLOUTS, MOST_EVENTS, MOST_SERIES, MOST_RUNS = 6, 40, 12, 200
 _QUEUE_SECONDS = 30.0
-_LARGEST = 16 << 20  # bytes of a file of rollouts or of lineage.json that is read
+_LARGEST = 16 << 20  # bytes of a step's rollouts that are read
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,7 @@ def _small(path: Path) -> bool:
 
 
 def _events(run: Path) -> list[str]:
-    path = run / "lineage.json"
-    if not _small(path):
-        return []
-    try:
-        events = json.loads(path.read_text(errors="replace")).get("events", [])
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return []
+    events = read_json(run / "lineage.json").get("events")
     lines = []
     for event in events if isinstance(events, list) else []:
         if isinstance(event, dict):
