@@ -6,6 +6,8 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from prism_nemo.analysis.sources import DTYPES
@@ -15,9 +17,10 @@ from prism_nemo.checkpoint.distcp_reader import CheckpointReader
 from prism_nemo.checkpoint.native import read_architecture
 from prism_nemo.checkpoint.placement import Segment, build_empty, placements, segments
 from prism_nemo.config import ParallelConfig
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import Runtime, start, stop
 from prism_nemo.runtime.launch import launch
 
+Places = dict[str, tuple[tuple[int, ...], list[Segment]]]  # by Hugging Face name: shape, and the stretches of its rows
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -27,7 +30,9 @@ class NativeWeights:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
         read_manifest(folder)  # refuses a checkpoint that is still being written
-        places: dict[str, tuple[tuple[int, ...], list[Segment]]] = launch(_places, str(folder))
+        # A process of its own lays out groups without leaving them behind; where they are there, it is not needed.
+        alone = dist.is_initialized() and dist.get_world_size() == 1
+        places: Places = _places(str(folder)) if alone else launch(_in_a_process, str(folder))
         self._shapes = {name: list(shape) for name, (shape, _) in places.items()}
         self._segments = {name: parts for name, (_, parts) in places.items()}
         self._reader = stack.enter_context(CheckpointReader(folder))
@@ -64,9 +69,17 @@ class NativeWeights:
         return HEAD not in self._shapes
 
 
-def _places(folder: str) -> dict[str, tuple[tuple[int, ...], list[Segment]]]:
-    """Where each Hugging Face tensor's rows lie in a checkpoint; in a process of its own, as it lays out groups."""
+def _places(folder: str) -> Places:
+    """Where each Hugging Face tensor's rows lie in a checkpoint; in a process with groups for itself alone."""
     architecture = read_architecture(Path(folder))
-    shards, _ = placements(build_empty(architecture, start(ParallelConfig(), seed=0)), architecture, 1)
-    stop()
+    runtime = Runtime(torch.device("meta"), ParallelConfig(), 0, 1, torch.float32, transformer_engine=False)
+    shards, _ = placements(build_empty(architecture, runtime), architecture, 1)
     return segments(shards)
+
+
+def _in_a_process(folder: str) -> Places:
+    start(ParallelConfig(), seed=0)
+    try:
+        return _places(folder)
+    finally:
+        stop()

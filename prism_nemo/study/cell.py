@@ -160,7 +160,11 @@ def _updates(cells: dict[str, Cell], folders: Folders) -> dict[str, Any]:
         moves.append(name)
     order = list(models)
     transitions = [(order.index(cells[name].parent), order.index(name)) for name in moves]
-    _, overlaps = compare_checkpoints([models[name] for name in order], transitions, threads=1)
+    start(ParallelConfig(), seed=0)  # once, and not in a process for each of the models
+    try:
+        _, overlaps = compare_checkpoints([models[name] for name in order], transitions, threads=1)
+    finally:
+        stop()
     pairs = []
     for (one, two), found in overlaps.items():
         total = found.total.to_dict()

@@ -53,7 +53,8 @@ def page(table: Table) -> str:
         "# The study at pocket size",
         "Made by `prism-nemo study --page`, from the tables in `docs/data`; not written by hand. "
         f"Families: {', '.join(table.families)}. Seeds: {seeds}. Cells: {done} of {planned}. Test questions are only "
-        "reported on: no checkpoint and no setting was chosen by them, and every cell is its last step.",
+        "reported on: no checkpoint was chosen by them, every cell is its last step. Steps and rates were chosen in "
+        "trials with other seeds and other test questions.",
         "The models have about a million parameters. What holds here need not hold at 8 billion, and the reverse; what "
         "a null model explains here is a reason to ask for that null model there.",
         "## Verdicts",
@@ -195,8 +196,16 @@ def _how(settings: dict[str, float], table: Table) -> str:
         if row["measure"] == "outcome":
             outcomes[row["name"]] = outcomes.get(row["name"], 0) + 1
     counted = ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items()))
+    cost, processes = table.lineage.get("cost", {}), table.lineage.get("processes", 1)
+    machines = [", ".join(f"{key} {value}" for key, value in one.items()) for one in table.lineage.get("machines", [])]
+    took = (
+        f"It took {cost['seconds'] / processes / 3600:.1f} hours on {processes} cores "
+        f"({cost['cpu_seconds'] / 3600:.1f} hours of processor time; {'; '.join(machines)}). "
+        if cost
+        else ""
+    )
     return (
-        "Which cells there are, and which crossings were left out and why, is in `prism_nemo/study/plan.py`. "
+        f"{took}Which cells there are, and which crossings were left out and why, is in `prism_nemo/study/plan.py`. "
         f"Outcomes: {counted}; a cell with no prompts is the model that it would have started from. "
-        f"Settings: {budget}. Hybrids get `hybrid_share` of the steps: their step takes longer on a CPU."
+        f"Settings: {budget}. Hybrids get `hybrid_share` of the steps before RL: they learn these tasks in fewer."
     )

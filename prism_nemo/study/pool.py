@@ -8,12 +8,15 @@ import io
 import json
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
 from prism_nemo.run import versions, write_json
@@ -55,9 +58,13 @@ class Study:
             self.groups.setdefault((cell.family, cell.seed), {})[cell.name] = cell
         out.mkdir(parents=True, exist_ok=True)
         record, known = out / "settings.json", asdict(settings)
-        if record.is_file() and json.loads(record.read_text())["settings"] != known:
+        before = json.loads(record.read_text()) if record.is_file() else {"settings": known}
+        if before["settings"] != known:
             raise InputError(f"{out}: holds a study of other settings; choose another --out, or remove it")
-        write_json(record, {"settings": known, "versions": versions()})
+        # Numbers are the same bit for bit on one kind of machine: whoever reads them must see if there were several.
+        machines = before.get("machines", [])
+        machines += [one for one in [machine()] if one not in machines]
+        write_json(record, {"settings": known, "versions": versions(), "machines": machines, "processes": processes})
         self.done = {cell.key for cell in cells if self.folders.read(cell) is not None}
         self.seconds = self._seen()
 
@@ -202,6 +209,12 @@ class Study:
             if timing is not None:
                 found.setdefault(f"{cell.family}/{cell.kind}", []).append(float(timing["seconds"]))
         return found
+
+
+def machine() -> dict[str, Any]:
+    """What decides the last bits of a number, and how long it takes."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return {"architecture": platform.machine(), "vectors": vectors, "cores": os.cpu_count()}
 
 
 @contextlib.contextmanager

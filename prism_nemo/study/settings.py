@@ -84,11 +84,17 @@ HYBRIDS = ("granite_hybrid", "nemotron_h")
 class StudySettings:
     """Everything that decides the study's numbers, but for which cells there are. Lengths are in tokens.
 
+    Steps and rates were chosen in trials with other seeds, other test questions, and mostly by RL's reward on its
+    training questions: at 850 steps of mid-training it rises over RL's 120 steps; after 600 the model solves too
+    little, after 1,000 there is little left to learn; at a higher rate the reward falls before it rises. `pool` makes
+    few questions come twice: with half of it, the reward rose three times as much as the accuracy on other questions.
+
     Attributes:
-        base_steps: Updates of the base; those of a hybrid are multiplied by `hybrid_share`, as are the other steps.
+        base_steps: Updates of the base.
         midtrain_steps: Of each mid-trained model.
         rl_steps: Of each RL run.
-        hybrid_share: A hybrid's step takes longer on a CPU; it gets this share of the steps.
+        hybrid_share: Hybrids learn these tasks in fewer updates; they get this share of those of base and mid-training,
+            so that RL starts where there is something left to learn.
         base_lr: Peak learning rate of the base.
         midtrain_lr: Of mid-training.
         rl_lr: Of RL.
@@ -107,13 +113,13 @@ class StudySettings:
         general_chars: Characters of general text.
     """
 
-    base_steps: int = 700
-    midtrain_steps: int = 1000
-    rl_steps: int = 80
-    hybrid_share: float = 0.7
+    base_steps: int = 600
+    midtrain_steps: int = 850
+    rl_steps: int = 120
+    hybrid_share: float = 0.6
     base_lr: float = 3e-3
     midtrain_lr: float = 2e-3
-    rl_lr: float = 2e-4
+    rl_lr: float = 1.5e-4
     retention: float = 0.15
     vocab_size: int = 1024
     seq_length: int = 128
@@ -121,10 +127,10 @@ class StudySettings:
     prompts_per_step: int = 16
     group_size: int = 8
     max_new_tokens: int = 40
-    pool: int = 256
-    filter_samples: int = 8
+    pool: int = 512
+    filter_samples: int = 6
     least_right: int = 1
-    questions: int = 200
+    questions: int = 400
     held_out_rows: int = 160
     path_rows: int = 48
     path_questions: int = 32
@@ -133,7 +139,7 @@ class StudySettings:
 
     def steps(self, stage: str, family: str) -> int:
         """Updates of `base`, `midtrain` or `rl` for a family, at least one."""
-        share = self.hybrid_share if family in HYBRIDS else 1.0
+        share = self.hybrid_share if family in HYBRIDS and stage != "rl" else 1.0
         return max(1, round(int(getattr(self, f"{stage}_steps")) * share))
 
 
@@ -164,7 +170,7 @@ _TINY = StudySettings(
 )  # fmt: skip
 BUDGETS = {
     "full": StudySettings(),
-    "half": replace(StudySettings(), base_steps=350, midtrain_steps=500, rl_steps=40, pool=128, questions=100),
+    "half": replace(StudySettings(), base_steps=300, midtrain_steps=425, rl_steps=60, pool=256, questions=200),
     "tiny": _TINY,
 }
 

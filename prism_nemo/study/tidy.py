@@ -28,7 +28,7 @@ class Table:
     Attributes:
         rows: With the keys of the file of measures; `value`, `low`, `high` are numbers or None.
         pairs: With those of the file of updates.
-        lineage: Settings, versions, and the digest of each cell's measures.
+        lineage: Settings, versions, machines, cost, and the digest of each cell's measures.
     """
 
     rows: list[dict[str, Any]]
@@ -89,8 +89,23 @@ def collect(folders: Folders, cells: Sequence[Cell]) -> Table:
         raise InputError(f"{folders.out}: no cell of this study is done there")
     record = folders.out / "settings.json"
     known = json.loads(record.read_text()) if record.is_file() else {}
-    lineage = {**known, "cells_done": len(digests), "cells_planned": len(cells), "measures_sha256": digests}
+    lineage = {
+        **known,
+        "cells_done": len(digests),
+        "cells_planned": len(cells),
+        "cost": _cost(folders, cells),
+        "measures_sha256": digests,
+    }
     return Table(rows, pairs, lineage)
+
+
+def _cost(folders: Folders, cells: Sequence[Cell]) -> dict[str, float]:
+    """Seconds of all cells that are done, one process each: by the clock, and of processor time.
+
+    Data, and models that were made again after a stop, are not in it.
+    """
+    spent = [timing for timing in (folders.read(cell, "timing") for cell in cells) if timing is not None]
+    return {name: round(sum(timing[name] for timing in spent)) for name in ("seconds", "cpu_seconds")}
 
 
 Number = tuple[str, str, float | None, float | None, float | None, int | None]

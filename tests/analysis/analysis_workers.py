@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from prism_nemo.analysis.activations import States, collect_states
 from prism_nemo.analysis.path import Between
 from prism_nemo.analysis.perturb import move_randomly
 from prism_nemo.analysis.sampled import AnswerSettings, pass_rates, questions_of
 from prism_nemo.analysis.token_entropy import Asked, Told, token_entropies
+from prism_nemo.analysis.weights import compare_weights
 from prism_nemo.checkpoint.convert import hf_tensors
 from prism_nemo.config import ParallelConfig
 from prism_nemo.data.tokenizer import Tokenizer, load_tokenizer
@@ -40,6 +43,17 @@ def states_of(
         found.append(collect_states(model, rows, picks, batch_tokens))
     stop()
     return found
+
+
+def same_within_a_process(hf: str, native: str) -> tuple[float, set[int]]:
+    """Share of equal weights, compared where groups are already laid out; and the processes it started meanwhile."""
+    start(ParallelConfig(), seed=0)
+    before = {child.pid for child in multiprocessing.active_children()}
+    found = compare_weights(Path(hf), Path(native)).total.equal_fraction
+    started = {child.pid for child in multiprocessing.active_children()} - before
+    assert dist.is_initialized()  # the groups are still the caller's
+    stop()
+    return found, {pid for pid in started if pid is not None}
 
 
 def moved_randomly(folder: str, relative: dict[str, float], seeds: Sequence[int]) -> list[Any]:

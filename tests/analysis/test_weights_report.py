@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from analysis_workers import same_within_a_process
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
@@ -22,6 +23,7 @@ from prism_nemo.analysis.weights_view import MIN_WIDTH, weights_view
 from prism_nemo.checkpoint.convert import import_hf
 from prism_nemo.config import MidtrainConfig, ParallelConfig, RLConfig, to_yaml
 from prism_nemo.errors import InputError
+from prism_nemo.runtime.launch import launch
 
 FAMILIES = ("llama", "granite-hybrid", "nemotron-h")
 
@@ -60,6 +62,8 @@ def test_a_native_checkpoint_has_the_same_weights(family: str, tmp_path: Path, m
     same = compare_weights(hf, native)
     assert same.total.equal_fraction == 1
     assert set(same.tensors) == set(compare_weights(hf, hf).tensors)
+    # In a process that has its groups, as the study's cells do: the same, and the groups stay.
+    assert launch(same_within_a_process, str(hf), str(native)) == (1, set())
     other = moved(hf, tmp_path / "moved", 0.01)
     assert compare_weights(native, other).tensors == compare_weights(hf, other).tensors
     (native / ".metadata").rename(tmp_path / "kept")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from prism_nemo.errors import InputError, PrismError
+from prism_nemo.study import pool
 from prism_nemo.study.cell import COMPARED, _check_rebuilt
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.page import _CELLS
@@ -47,7 +49,7 @@ def test_what_is_compared_and_shown_is_in_the_plan() -> None:
 
 def test_depth_first_by_seed_and_family() -> None:
     groups = list(dict.fromkeys((c.seed, c.family) for c in plan(("llama", "granite"), 2)))
-    assert groups == [(1234, "llama"), (1234, "granite"), (1235, "llama"), (1235, "granite")]
+    assert groups == [(1, "llama"), (1, "granite"), (2, "llama"), (2, "granite")]
 
 
 @pytest.mark.parametrize("families", [(), ("llama", "llama"), ("lama",)])
@@ -69,8 +71,8 @@ def test_unknown_budget() -> None:
 
 def _study(out: Path) -> Study:
     study = Study(out, budget_named("tiny"), CELLS, lambda line: None, 1)
-    (study.folders.data(1234)).mkdir(parents=True, exist_ok=True)
-    (study.folders.data(1234) / "done.json").write_text("{}")
+    (study.folders.data(1)).mkdir(parents=True, exist_ok=True)
+    (study.folders.data(1) / "done.json").write_text("{}")
     return study
 
 
@@ -123,6 +125,14 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     _study(tmp_path)
     with pytest.raises(InputError, match="other settings"):
         Study(tmp_path, budget_named("half"), CELLS, lambda line: None, 1)
+
+
+def test_all_machines_of_a_study_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores in (2, 2, 8):
+        monkeypatch.setattr(pool, "machine", lambda cores=cores: {"vectors": "AVX512", "cores": cores})
+        _study(tmp_path)
+    known = json.loads((tmp_path / "settings.json").read_text())
+    assert [one["cores"] for one in known["machines"]] == [2, 8]
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
