@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -73,7 +73,9 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
     Raises:
         PrismError: What a rank raised (also InputError and StoppedEarly), or one with its traceback.
     """
-    with tempfile.TemporaryDirectory(prefix="prism-nemo-") as errors:
+    with tempfile.TemporaryDirectory(prefix="prism-nemo-") as scratch:
+        errors = os.path.join(scratch, "errors")
+        os.mkdir(errors)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -84,6 +86,8 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
             max_restarts=0,
             monitor_interval=0.05,
             start_method="forkserver",
+            # Not named, the folder is made in the system's own for temporary files, and never removed.
+            logs_specs=DefaultLogsSpecs(log_dir=os.path.join(scratch, "logs")),
         )
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)

@@ -58,7 +58,7 @@ class Study:
             self.groups.setdefault((cell.family, cell.seed), {})[cell.name] = cell
         out.mkdir(parents=True, exist_ok=True)
         record, known = out / "settings.json", asdict(settings)
-        before = json.loads(record.read_text()) if record.is_file() else {"settings": known}
+        before: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {"settings": known}
         if before["settings"] != known:
             raise InputError(f"{out}: holds a study of other settings; choose another --out, or remove it")
         # Numbers are the same bit for bit on one kind of machine: whoever reads them must see if there were several.

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def test_one_process_runs_apart_too() -> None:
     rank, world_size, _ = launch(workers.rank_and_argument, None)
     assert (rank, world_size) == (0, 1)
     assert "RANK" not in os.environ
+
+
+def test_nothing_is_left_among_the_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(workers.rank_and_argument, None)  # whatever stays for the life of this process is there now
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    launch(workers.rank_and_argument, None, processes=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_join_one_group() -> None:
