@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from prism_nemo.checkpoint.metadata_file import read_metadata
 from prism_nemo.checkpoint.safetensors_file import as_bytes, open_file, read_exactly, window
 from prism_nemo.errors import InputError
 
@@ -42,12 +43,9 @@ class CheckpointReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            metadata = pickle.loads((folder / ".metadata").read_bytes())
-            self._tensors = {k: v for k, v in metadata.state_dict_metadata.items() if hasattr(v, "chunks")}
-            storage = metadata.storage_data
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-            raise InputError(f"{folder / '.metadata'}: cannot be read: {error}") from error
+        metadata = read_metadata(folder)
+        self._tensors = {k: v for k, v in metadata.state_dict_metadata.items() if hasattr(v, "chunks")}
+        storage = metadata.storage_data
         self._chunks: dict[str, list[_Chunk]] = {}
         for key, tensor in self._tensors.items():
             for chunk in tensor.chunks:

@@ -21,8 +21,9 @@ from prism_nemo.checkpoint.files import clean_failure, read_ahead
 from prism_nemo.checkpoint.hashes import files_below, sha256
 from prism_nemo.checkpoint.hf import blocks_of
 from prism_nemo.checkpoint.importing import CARRIED, carry, on_main, temporary_folder
+from prism_nemo.checkpoint.metadata_file import read_metadata
 from prism_nemo.checkpoint.nemo.context import ModelContext, read_context
-from prism_nemo.checkpoint.nemo.folder import NemoFolder, open_folder, read_common, read_metadata
+from prism_nemo.checkpoint.nemo.folder import NemoFolder, open_folder, read_common
 from prism_nemo.checkpoint.nemo.keys import EMBEDDING, EXTRA_STATE, Place, StoredKeys
 from prism_nemo.checkpoint.nemo.reading_config import architecture_of
 from prism_nemo.checkpoint.nemo.tokenizer import Vocabulary, find_tokenizer

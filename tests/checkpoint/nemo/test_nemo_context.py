@@ -14,7 +14,7 @@ import yaml
 from nemo_layouts import copied_context, edit_yaml
 
 from prism_nemo.checkpoint.nemo.context import ModelContext, read_context
-from prism_nemo.checkpoint.nemo.folder import NemoFolder, read_common, read_metadata
+from prism_nemo.checkpoint.nemo.folder import NemoFolder, read_common
 from prism_nemo.checkpoint.nemo.io_json import Call, IoJson, Opaque, Symbol
 from prism_nemo.checkpoint.nemo.reading_config import architecture_of
 from prism_nemo.errors import InputError
@@ -173,29 +173,6 @@ def test_adapters_are_refused(tmp_path: Path) -> None:
 
 
 # What runs nothing.
-
-
-def test_metadata_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
-    with pytest.raises(InputError, match="not readable as checkpoint metadata"):
-        read_metadata(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("torch.distributed.checkpoint.planner", "operator.attrgetter"),
-        ("torch.distributed.checkpoint.metadata", "os"),
-        ("torch.distributed.checkpoint.filesystem", "os"),
-        ("torch", "load"),
-        ("builtins", "eval"),
-    ],
-)
-def test_metadata_reaches_nothing_through_the_modules_it_may_name(module: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(f"c{module}\n{name}\n.".encode())
-    with pytest.raises(InputError, match="which checkpoint metadata has no use for"):
-        read_metadata(tmp_path)
 
 
 def test_common_that_wants_to_run_something_is_passed_over(tmp_path: Path) -> None:

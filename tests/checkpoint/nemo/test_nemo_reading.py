@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
 
 from prism_nemo.checkpoint.atomic import read_manifest
-from prism_nemo.checkpoint.nemo.folder import is_nemo_folder, open_folder, read_metadata
+from prism_nemo.checkpoint.metadata_file import read_metadata
+from prism_nemo.checkpoint.nemo.folder import is_nemo_folder, open_folder
 from prism_nemo.checkpoint.nemo.reading import import_nemo, open_checkpoint
 from prism_nemo.checkpoint.verification import verify
 from prism_nemo.config import ParallelConfig

@@ -16,8 +16,9 @@ from tiny_llama import LINEAR, LLAMA3
 from tiny_models import hf_model, save_tiny
 
 from prism_nemo.checkpoint.convert import import_hf
+from prism_nemo.checkpoint.metadata_file import read_metadata
 from prism_nemo.checkpoint.native import read_architecture
-from prism_nemo.checkpoint.nemo.folder import open_folder, read_metadata
+from prism_nemo.checkpoint.nemo.folder import open_folder
 from prism_nemo.checkpoint.nemo.io_json import IoJson
 from prism_nemo.checkpoint.nemo.reading import import_nemo
 from prism_nemo.checkpoint.nemo.writing import export_nemo
