@@ -22,6 +22,13 @@ quickstart: $(STAMP)
 	@echo "prism-nemo: running the whole pipeline at pocket size into $(OUT) (under 10 minutes on 2 cores)"
 	@$(BIN)/prism-nemo quickstart --out $(OUT)
 
+# The study at pocket size, three to four hours on two cores, and its page from what came out (or from docs/data alone).
+.PHONY: study study-page
+study: $(STAMP)
+	@$(BIN)/prism-nemo study --out study
+study-page: $(STAMP)
+	@$(BIN)/prism-nemo study --out study --data docs/data --page docs/pocket_study.md
+
 # The sandbox of code rewards. Where it cannot be had, its tests are skipped with the reason (`-rs`), but fail if CI=true.
 .PHONY: bubblewrap
 bubblewrap:

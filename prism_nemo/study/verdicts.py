@@ -56,6 +56,11 @@ class Bound:
     unit: str = "points"
 
     @property
+    def digits(self) -> int:
+        """Decimals that it is shown with."""
+        return 3 if self.unit else 4
+
+    @property
     def state(self) -> str:
         """met, broken or open."""
         e = self.effect

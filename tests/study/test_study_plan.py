@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from prism_nemo.errors import InputError, PrismError
-from prism_nemo.study import pool
+from prism_nemo.study import pool, sections
 from prism_nemo.study.cell import COMPARED, _check_rebuilt
+from prism_nemo.study.figures import models
 from prism_nemo.study.folders import Folders
-from prism_nemo.study.page import _CELLS
 from prism_nemo.study.plan import plan
 from prism_nemo.study.pool import Study, _alone
 from prism_nemo.study.settings import StudySettings, budget_named, check_settings
@@ -44,7 +44,8 @@ def test_all_controls_of_the_study_are_there() -> None:
 
 def test_what_is_compared_and_shown_is_in_the_plan() -> None:
     assert set(COMPARED) <= BY_NAME.keys()
-    assert set(_CELLS) == {cell.name for cell in CELLS if cell.has_model}
+    assert [cell.name for cell in models()] == [cell.name for cell in CELLS if cell.has_model]
+    assert set(sections._MOVED) <= BY_NAME.keys()
 
 
 def test_depth_first_by_seed_and_family() -> None:
