@@ -6,10 +6,12 @@ command), ``checkpoints/``.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +35,28 @@ def versions() -> dict[str, str]:
             found[package] = "not installed"
     found["prism-nemo"] = importlib.metadata.version("prism-nemo")
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def source_commit() -> str | None:
+    """Commit of the working tree that this package is imported from, with ``+changes`` where tracked files differ.
+
+    Returns:
+        None if the package was installed rather than checked out, or git is not there.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    found = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode:
+            return None
+        found.append(done.stdout.strip())
+    return found[0] + ("+changes" if found[1] else "")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,7 +112,14 @@ class RunDirectory:
         lineage_path = self.path / "lineage.json"
         before = json.loads(lineage_path.read_text()) if lineage_path.is_file() else {}
         starts, events = before.get("starts", []), before.get("events", [])
-        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": resumed_at, "command": sys.argv})
+        starts.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "step": resumed_at,
+                "command": sys.argv,
+                "commit": source_commit(),
+            }
+        )
         lineage = {"stage": stage, "parents": parents, "versions": versions(), "starts": starts, "events": events}
         write_json(lineage_path, lineage)
 

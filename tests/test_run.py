@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from prism_nemo import run as run_module
 from prism_nemo.config import MidtrainConfig, load_yaml, resolve
 from prism_nemo.errors import InputError
-from prism_nemo.run import RunDirectory, last_value, read_metrics, versions, write_json
+from prism_nemo.run import RunDirectory, last_value, read_metrics, source_commit, versions, write_json
 
 
 def config() -> MidtrainConfig:
@@ -121,3 +124,40 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_versions_name_what_decides_numbers() -> None:
     assert {"python", "torch", "megatron-core", "transformers", "prism-nemo"} <= versions().keys()
     assert "not installed" not in versions().values()
+
+
+def _git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not there")
+def test_every_start_names_the_commit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "repository" / "prism_nemo" / "run.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(run_module, "__file__", str(module))
+
+    def found() -> str | None:
+        source_commit.cache_clear()
+        return source_commit()
+
+    assert found() is None  # an installed package
+    _git(tmp_path / "repository", "init", "-q")
+    assert found() is None  # without a commit
+    _git(tmp_path / "repository", "add", ".")
+    _git(tmp_path / "repository", "commit", "-qm", "one")
+    head = _git(tmp_path / "repository", "rev-parse", "HEAD")
+    (tmp_path / "repository" / "untracked").write_text("")
+    assert found() == head
+    module.write_text("changed")
+    assert found() == head + "+changes"
+    run = RunDirectory(tmp_path / "run")
+    run.begin("midtrain", config(), [], 0)
+    assert json.loads((tmp_path / "run" / "lineage.json").read_text())["starts"][0]["commit"] == head + "+changes"
+    monkeypatch.setenv("PATH", "")
+    assert found() is None  # no git
+    monkeypatch.undo()
+    source_commit.cache_clear()
