@@ -6,7 +6,7 @@ from typing import Any
 
 from prism_nemo.report import charts
 from prism_nemo.report.formatting import decimal, percent, significant
-from prism_nemo.report.read import mapping, number, objects, sequence, words
+from prism_nemo.report.read import mapping, number, objects, sequence, share, words
 from prism_nemo.report.story import Story
 from prism_nemo.report.svg import Style
 from prism_nemo.report.view import Figure, Table
@@ -17,49 +17,77 @@ _NULLS = {
     "random_walk": ("random walk", Style("s-midtrained")),
     "drift": ("drift", Style("s-longer")),
 }
+_MEASURES = (
+    (
+        "relative_l2",
+        "Distance travelled",
+        "Length of the change divided by the length of the weights before it (relative L2).",
+    ),
+    (
+        "changed_fraction_1pct",
+        "Weights that moved by more than 1%",
+        "Share of single weights whose value changed by more than 1% of itself.",
+    ),
+)
+# Measures of CKA that are shown, the better one first; of another one a pair gets no strip.
+_CKA = {"debiased": "Debiased linear CKA", "linear": "Linear CKA"}
 _MOST = 12
 
 
 def weight_figures(story: Story) -> list[Figure]:
     """Draws for each transition the share of weights that moved by component, beside its null models, and by layer."""
-    figures, strips = [], []
-    for result in story.found.of("weights"):
-        for transition in objects(result.content.get("transitions"))[:_MOST]:
-            name = _ends(story, transition)
-            figures.append(_components(name, transition))
-            layers = mapping(transition.get("by_layer"))
-            strips.append((name, {key: number(mapping(one).get("relative_l2")) for key, one in layers.items()}))
-    if not figures:
+    found = [
+        (_ends(story, transition), transition)
+        for result in story.found.of("weights")
+        for transition in objects(result.content.get("transitions"))[:_MOST]
+    ]
+    if not found:
         story.missing("How far the weights moved", "prism-nemo analyze weights BASE MID_TRAINED RL --out FOLDER")
         return []
-    columns = list(dict.fromkeys(key for _, layers in strips for key in layers))
-    if columns:
-        rows = [(name, [layers.get(key) for key in columns]) for name, layers in strips]
-        title = "Distance travelled, by layer"
-        names = [f"layer {key}" for key in columns]
-        svg = charts.heat_strip(
-            rows, names, title=title, value_format=significant, centre=0.0, least_reach=1e-12, width=1000
-        )
-        table = Table(("stage", *names), [(name, *map(significant, values)) for name, values in rows], title)
-        caption = "Length of the change divided by the length of the weights before it (relative L2)."
-        figures.append(Figure(title, svg, caption, table, wide=True))
+    figures = [_components(name, transition) for name, transition in found]
+    for part, of, label in (("by_subcomponent", "by component", ""), ("by_layer", "by layer", "layer ")):
+        for measure in _MEASURES:
+            figures += _measured(found, part, of, label, *measure)
     return figures
 
 
+def _measured(
+    found: list[tuple[str, dict[str, Any]]], part: str, of: str, label: str, key: str, title: str, caption: str
+) -> list[Figure]:
+    """One measure of all transitions as strips; by component the share is in the figures of the transitions already."""
+    if part == "by_subcomponent" and key == "changed_fraction_1pct":
+        return []
+    columns = list(dict.fromkeys(name for _, transition in found for name in mapping(transition.get(part))))
+    rows = []
+    for name, transition in found:
+        inside = mapping(transition.get(part))
+        rows.append((name, [number(mapping(inside.get(column)).get(key)) for column in columns]))
+    if not any(value is not None for _, values in rows for value in values):
+        return []
+    shown = percent if key == "changed_fraction_1pct" else significant
+    names = [f"{label}{column}" for column in columns]
+    title = f"{title}, {of}"
+    svg = charts.heat_strip(rows, names, title=title, value_format=shown, centre=0.0, least_reach=1e-12, width=1000)
+    table = Table(("stage", *names), [(name, *map(shown, values)) for name, values in rows], title)
+    return [Figure(title, svg, caption, table, wide=True)]
+
+
 def _components(name: str, transition: dict[str, Any]) -> Figure:
-    bars, rows, drawn = [], [], False
+    bars, rows = [], []
     nulls = mapping(transition.get("nulls"))
+    drawn = any(null.get("name") != "fitted" for found in nulls.values() for null in objects(found))
     parts = {"all weights": transition, **mapping(transition.get("by_subcomponent"))}
     for part, change in parts.items():
-        value = _share(mapping(change).get("changed_fraction_1pct"))
-        bars.append(charts.Bar("observed", _OBSERVED, value, percent(value), part))
+        value = share(mapping(change).get("changed_fraction_1pct"))
+        # With nothing to stand beside it, a bar needs no heading of its own.
+        named = ("observed", part) if drawn else (part, "")
+        bars.append(charts.Bar(named[0], _OBSERVED, value, percent(value), named[1]))
         rows.append((f"{part}: observed", percent(value), significant(number(mapping(change).get("relative_l2")))))
         for null in objects(nulls.get("total" if part == "all weights" else part)):
             if null.get("name") == "fitted":
                 continue  # it has the observed share by construction
-            drawn = True
             label, style = _NULLS.get(words(null.get("name")), (words(null.get("name")), Style("s-other")))
-            expected = _share(mapping(null.get("thresholds")).get("1"))
+            expected = share(mapping(null.get("thresholds")).get("1"))
             bars.append(charts.Bar(label, style, expected, percent(expected), part))
             rows.append((f"{part}: {label}", percent(expected), significant(number(null.get("relative_l2")))))
     title = f"{name}: weights that moved by more than 1%"
@@ -78,10 +106,12 @@ def cka_figures(story: Story) -> list[Figure]:
         rows = [
             row
             for row in objects(result.content.get("rows"))
-            if (row.get("measure"), row.get("pooling"), row.get("treatment")) == ("debiased", "mean", "raw")
+            if (row.get("pooling"), row.get("treatment")) == ("mean", "raw") and words(row.get("measure")) in _CKA
         ]
+        measures = [measure for measure in _CKA if any(row.get("measure") == measure for row in rows)]
+        rows = [row for row in rows if row.get("measure") == measures[0]]
         for name in dict.fromkeys(words(row.get("input")) for row in rows):
-            figures.append(_strips(name, [row for row in rows if words(row.get("input")) == name]))
+            figures.append(_strips(name, _CKA[measures[0]], [row for row in rows if words(row.get("input")) == name]))
         for one in objects(result.content.get("maps"))[: 6 * _MOST]:
             values = [[number(value) for value in sequence(row)] for row in sequence(one.get("values"))]
             if one.get("measure") == "debiased" and values:
@@ -93,7 +123,7 @@ def cka_figures(story: Story) -> list[Figure]:
     return figures
 
 
-def _strips(name: str, rows: list[dict[str, Any]]) -> Figure:
+def _strips(name: str, measure: str, rows: list[dict[str, Any]]) -> Figure:
     strips: list[tuple[str, list[float | None]]] = []
     numbers = []
     for pair in dict.fromkeys(words(row.get("pair")) for row in rows):
@@ -109,15 +139,18 @@ def _strips(name: str, rows: list[dict[str, Any]]) -> Figure:
     columns = _layers(length)
     title = f"Similarity of representations (CKA) on {name}"
     svg = charts.heat_strip(strips, columns, title=title, value_format=decimal, centre=1.0, least_reach=0.1)
-    caption = (
-        "Debiased linear CKA of states averaged over each text; 1 is alike. Below each pair: what random updates of "
-        "the same size leave. Where both are alike, the size of the update explains it."
-    )
-    table = Table(
-        ("comparison", *columns),
-        [(label, *(decimal(v, 4) for v in [*values, *[None] * (length - len(values))])) for label, values in numbers],
-        title,
-    )
+    caption = f"{measure} of states averaged over each text, after the embedding and after each layer; 1 is alike."
+    if any(number(row.get("null")) is not None for row in rows):
+        caption += (
+            " Below each pair: what random updates of the same size leave. Where both are alike, the size of the "
+            "update explains it."
+        )
+    cells = []
+    for label, values in numbers:
+        lowest = min((value for value in values if value is not None), default=None)
+        padded = [*values, *[None] * (length - len(values))]
+        cells.append((label, *(decimal(value, 4) for value in padded), decimal(lowest, 4)))
+    table = Table(("comparison", *columns, "lowest"), cells, title)
     return Figure(title, svg, caption, table, wide=True)
 
 
@@ -196,13 +229,10 @@ def _or_gap(row: dict[str, Any], key: str) -> float:
 
 
 def _ends(story: Story, transition: dict[str, Any]) -> str:
+    if "name" in transition:  # of a quickstart, whose stages are no paths
+        return words(transition["name"])
     return " → ".join(story.name_of(words(transition.get(key))) for key in ("before", "after"))
 
 
 def _layers(count: int) -> list[str]:
     return ["embedding", *(f"layer {place}" for place in range(1, count))][:count]
-
-
-def _share(value: object) -> float | None:
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None

@@ -63,7 +63,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar from `start` over `value`; bars of one `group` follow each other under its name."""
+    """A horizontal bar from `start` over `value`; bars of one `group` follow each other under its name.
+
+    A `lead` is a dashed line of that length which ends where the bar begins: what was waited for.
+    """
 
     label: str
     style: Style
@@ -72,6 +75,7 @@ class Bar:
     group: str = ""
     start: float = 0.0
     note: str = ""
+    lead: float = 0.0
 
 
 def line_chart(
@@ -246,7 +250,9 @@ def heat_strip(
     if not known:
         return nothing(width, title)
     reach = max(least_reach, *(abs(value - centre) for value in known))
-    labels = 160.0 if width > 600 else 148.0
+    # Rows such as "A → B" and "A → C" must not be cut to the same text.
+    wanted = max(CHARACTER * len(label) for label, _ in rows) + 18
+    labels = min(250.0, max(160.0, wanted)) if width > 600 else 148.0
     cell = (width - labels - 8) / max(1, len(columns))
     parts = []
     for row, (label, values) in enumerate(rows):
@@ -396,7 +402,10 @@ def _bar(bar: Bar, across: Scale, y: float, labels: float, width: float) -> Mark
     value = text(bar.shown, right + 6 if outside else left - 6, y + 15, "value", None if outside else "end")
     said = f"{bar.group} {bar.label}: {bar.shown}".strip() + (f"\n{bar.note}" if bar.note else "")
     strip = element("rect", x=0.0, y=y, width=width, height=22.0, class_="hit")
-    return element("g", element("title", said), strip, label, shape, value, class_=bar.style.css)
+    lead = Markup("")
+    if bar.lead > 0:
+        lead = element("line", x1=across(bar.start - bar.lead), x2=left, y1=y + 11, y2=y + 11, class_="reference")
+    return element("g", element("title", said), strip, lead, label, shape, value, class_=bar.style.css)
 
 
 def _cell(

@@ -10,13 +10,16 @@ import numpy as np
 
 from prism_nemo.report import charts
 from prism_nemo.report.find import Run
-from prism_nemo.report.formatting import NOT_MEASURED, compact, duration, percent, significant, whole
+from prism_nemo.report.formatting import NOT_MEASURED, clean, compact, duration, percent, significant, whole
+from prism_nemo.report.model import Model
 from prism_nemo.report.read import mapping, number, objects, words
-from prism_nemo.report.story import Model, Story
+from prism_nemo.report.story import Story
 from prism_nemo.report.view import Figure, Table
+from prism_nemo.status.files import read_json, read_text
 
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size", "context_parallel_size")
 _MOST_SLICES = 60
+_LONGEST = 300  # characters of a text that a script wrote
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def timeline(story: Story) -> Figure | None:
                 )
             )
             if place < _MOST_SLICES:
-                bars.append(_slice_bar(model, place, len(parts), one, first, size))
+                bars.append(_slice_bar(model, place, len(parts), one, gap, first, size))
     svg = charts.horizontal_bars(
         bars,
         title="Time line",
@@ -141,16 +144,63 @@ def timeline(story: Story) -> Figure | None:
     )
     caption = (
         f"From {datetime.fromtimestamp(first).astimezone().isoformat(timespec='minutes')} on. A bar is a slice's kept "
-        "training time; the gap after it holds loading, waiting in the queue, evaluation, and work that a kill lost."
+        "training time; the dashed line before a restart holds loading, waiting in the queue, evaluation, and work "
+        "that a kill lost."
     )
     columns = ("slice", "start", "from step", "kept training time", "gap before it")
     return Figure("Time line", svg, caption, Table(columns, rows, "Time line"), wide=True)
 
 
-def _slice_bar(model: Model, place: int, count: int, one: Slice, first: float, size: float) -> charts.Bar:
+def job_table(story: Story) -> Table | None:
+    """A row for each stage that ran as a Slurm job: the job, its restarts, and how long it did not train in between.
+
+    `slurm.json` is written by `slurm/stage.sh`, the numbers in `chain/` by `slurm/chain.sh`. Slurm tells neither when a
+    job was queued, so waiting is at most what lies between two slices.
+    """
+    rows = []
+    for model, run in story.runs:
+        job = read_json(run.path / "slurm.json")
+        if not job:
+            continue
+        parts = slices(run)
+        gaps = [gap for place in range(len(parts)) if (gap := _gap(parts, place)) is not None]
+        rows.append(
+            (
+                model.name,
+                *(clean(words(job.get(key)), _LONGEST) or NOT_MEASURED for key in ("job", "nodes")),
+                _chain(run, "restarts") or "0",
+                whole(number(job.get("restarts"))),
+                duration(sum(gaps)) if gaps else "–",
+                _chain(run, "stalled") or "0",
+                _chain(run, "bad_nodes") or "–",
+                clean(words(job.get("log")), _LONGEST) or NOT_MEASURED,
+            )
+        )
+    columns = (
+        "stage", "newest job", "nodes", "restarts: chain", "restarts: Slurm", "between slices", "stalled slices",
+        "nodes left out", "log",
+    )  # fmt: skip
+    return Table(columns, rows, "Slurm jobs") if rows else None
+
+
+def _chain(run: Run, name: str) -> str:
+    try:
+        return clean(read_text(run.path / "chain" / name).strip(), _LONGEST)
+    except OSError:
+        return ""
+
+
+def _slice_bar(
+    model: Model, place: int, count: int, one: Slice, gap: float | None, first: float, size: float
+) -> charts.Bar:
     label = model.name if count == 1 else f"{model.name} {place + 1}"
     length = one.seconds / size if one.seconds is not None else None
-    return charts.Bar(label, model.style, length, duration(one.seconds), start=(one.start - first) / size)
+    start = (one.start - first) / size
+    note = f"restart {place} at step {one.step:,}" if place else ""
+    if gap is not None:
+        note += f", {duration(gap)} after the last step that was kept"
+    lead = 0.0 if gap is None else gap / size
+    return charts.Bar(label, model.style, length, duration(one.seconds), start=start, note=note, lead=lead)
 
 
 def _gap(parts: list[Slice], place: int) -> float | None:

@@ -26,7 +26,8 @@ _DEPTH = 4
 _MOST_BYTES = 64_000_000
 # What runs and evaluations keep in bulk: thousands of files that are no results of their own.
 _BULK = frozenset({"checkpoints", "samples", "answers", "rollouts", "tensorboard", "index", "tokens", "tokenizer"})
-KINDS = ("evaluation", "retention", "weights", "cka", "path", "merge", "verification", "card")
+KINDS = ("evaluation", "retention", "weights", "cka", "path", "merge", "verification", "card", "summary")
+_SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ def find(directories: Sequence[Path]) -> Found:
         _look(directory, _DEPTH, found, seen)
     if not found.runs and not found.results:
         listed = ", ".join(str(directory) for directory in directories)
+        summary = directories[0] / _SUMMARY
         raise InputError(
             f"{listed}: no run directory (lineage.json or metrics.jsonl) and no result (of eval, retention, analyze) "
-            f"is in there, and {directories[0] / 'summary.json'} of a quickstart does not exist"
+            f"is in there, and {summary} of a quickstart {'is none' if summary.exists() else 'does not exist'}"
+            + "".join(f". {warning}" for warning in found.warnings)
         )
     return found
 
@@ -128,6 +131,8 @@ def kind_of(content: object) -> str | None:
         return "merge"
     if "max_abs_diff" in keys or "max_abs_logit_diff" in keys:
         return "verification"
+    if "stages" in keys:
+        return "summary"
     return None
 
 
@@ -165,7 +170,8 @@ def _take(path: Path, found: Found) -> None:
         found.warnings.append(f"{path.parent.name}/{path.name} cannot be read ({error}); left out.")
         return
     kind = kind_of(content)
-    if kind is not None:
+    # Any tool may write something with stages; this file has its name from the quickstart.
+    if kind is not None and (kind != "summary" or path.name == _SUMMARY):
         found.results.append(Result(kind, path, content))
 
 

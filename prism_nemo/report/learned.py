@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +10,14 @@ import numpy as np
 from prism_nemo.report import charts, curves
 from prism_nemo.report.charts import Format, Series
 from prism_nemo.report.find import Run
-from prism_nemo.report.formatting import NOT_MEASURED, decimal, percent, significant, whole
-from prism_nemo.report.story import SPARE, Model, Story
+from prism_nemo.report.formatting import decimal, percent, significant, whole
+from prism_nemo.report.model import SPARE, Model
+from prism_nemo.report.story import Story
 from prism_nemo.report.svg import Style
 from prism_nemo.report.view import Figure, Table
 
 _BAND = "Line: mean over neighbouring steps; the band holds every recorded value."
+_COLUMNS = ("steps", "points", "first", "at ¼", "at ½", "at ¾", "last", "least", "greatest", "not finite")
 _MOST_SOURCES = 8
 _SOURCE_STYLES = (
     Style("s-midtrained", "square"), Style("s-base-rl", "triangle", "2 3"), Style("s-prism-rl", "star"),
@@ -44,7 +47,8 @@ def training_figures(story: Story) -> tuple[list[Figure], list[Figure]]:
     if not runs:
         story.missing("Curves of mid-training", "prism-nemo midtrain recipes/midtrain.py ...; then name its run_dir")
         return [], []
-    figures = [_figure(story, runs, *measure) for measure in _TRAINING]
+    before = _steps_before(story)
+    figures = [_figure(story, runs, *measure, before=before) for measure in _TRAINING]
     return [one for one in figures if one is not None], [one for run in runs if (one := _sources(story, *run))]
 
 
@@ -77,16 +81,21 @@ def _figure(
     limits: tuple[float, float] | None,
     caption: str,
     inner: str | None = None,
+    before: dict[str, float] | None = None,
 ) -> Figure | None:
     series, rows = [], []
     for model, run in runs:
-        one = _series(run, model.name, model.style, key, inner)
+        shift = (before or {}).get(model.name, 0.0)
+        one = _series(run, model.name, model.style, key, inner, shift)
         if one is None:
             story.missing(f"{model.name}: {title.lower()}", f"{key} in its metrics.jsonl")
             continue
         series.append(one)
         rows.append(_row(run, model.name, key, inner, shown))
-        if key == "loss" and (held := _series(run, model.name, model.style, "validation_loss", None)) is not None:
+        if (
+            key == "loss"
+            and (held := _series(run, model.name, model.style, "validation_loss", None, shift)) is not None
+        ):
             series.append(Series(model.name, model.style, held.x, held.y, points=True))
     if not series:
         return None
@@ -94,11 +103,39 @@ def _figure(
         not limits[0] <= value <= limits[1] for one in series for value in one.y if value == value
     ):
         limits = None  # a reward with penalties leaves 0 to 1, and nothing may be drawn at the edge that lies beyond
+    along = any((before or {}).values())
+    wide = key == "loss"
     svg = charts.line_chart(
-        series, title=title, x_label="optimizer step", y_label=unit, y_format=shown, y_range=limits
-    )  # fmt: skip
-    table = Table(("run", "steps", "first", "last", "least", "greatest", "not finite"), rows, title)
-    return Figure(title, svg, f"{_BAND} {caption}".strip(), table)
+        series,
+        title=title,
+        x_label="optimizer step, counted along the lineage" if along else "optimizer step",
+        y_label=unit,
+        y_format=shown,
+        y_range=limits,
+        **({"width": 1000, "height": 330} if wide else {}),
+    )
+    told = [_BAND, caption]
+    if along and wide:
+        told.append(
+            "Stages train on different data, so a jump between two of them is the data and not the model. The numbers "
+            "count the steps within each stage."
+        )
+    return Figure(title, svg, " ".join(filter(None, told)), Table(("run", *_COLUMNS), rows, title), wide=wide)
+
+
+def _steps_before(story: Story) -> dict[str, float]:
+    """Steps of (pre- and mid-)training that came before each run, by the name of its model."""
+    before, after = {}, [0.0] * len(story.models)
+    for place, model in enumerate(story.models):
+        if model.run is None or model.role not in ("pretrain", "midtrain"):
+            continue
+        steps = model.run.series("loss")[0]
+        first = after[model.parents[0]] if model.parents else 0.0
+        # A run that goes on counting where its parent ended needs no shift.
+        shift = first if len(steps) and steps[0] <= first else 0.0
+        before[model.name] = shift
+        after[place] = shift + float(steps[-1]) if len(steps) else first
+    return before
 
 
 def _sources(story: Story, model: Model, run: Run) -> Figure | None:
@@ -118,24 +155,27 @@ def _sources(story: Story, model: Model, run: Run) -> Figure | None:
     svg = charts.line_chart(series, title=title, x_label="optimizer step", y_label="nats per token")
     left = len(names) - len(shown)
     caption = _BAND + (f" {left} more sources are in the numbers only." if left else "")
-    columns = ("source", "steps", "first", "last", "least", "greatest", "not finite")
-    return Figure(title, svg, caption, Table(columns, rows, title))
+    return Figure(title, svg, caption, Table(("source", *_COLUMNS), rows, title))
 
 
-def _series(run: Run, label: str, style: Style, key: str, inner: str | None) -> Series | None:
+def _series(run: Run, label: str, style: Style, key: str, inner: str | None, shift: float = 0.0) -> Series | None:
     steps, values = run.series(key, inner)
     if not np.isfinite(values).any():
         return None
-    x, y, low, high = curves.condense(steps, values)
+    x, y, low, high = curves.condense(steps + shift, values)
     return Series(label, style, x, y, low=low, high=high)
 
 
 def _row(run: Run, label: str, key: str, inner: str | None, shown: Format) -> tuple[str, ...]:
     steps, values = run.series(key, inner)
     finite = values[np.isfinite(values)]
+    five = [float(values[round(part * (len(values) - 1) / 4)]) for part in range(5)]
     return (
         label,
-        f"{steps[0]:,.0f} to {steps[-1]:,.0f}" if len(steps) else NOT_MEASURED,
-        *(shown(float(one)) for one in (finite[0], finite[-1], finite.min(), finite.max())),
+        f"{steps[0]:,.0f} to {steps[-1]:,.0f}",
+        whole(len(values)),
+        *("NaN" if math.isnan(value) else shown(value) for value in five),
+        shown(float(finite.min())),
+        shown(float(finite.max())),
         whole(len(values) - len(finite)),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from prism_nemo.report.formatting import NOT_MEASURED, clean, significant
-from prism_nemo.report.read import Record, mapping, number, objects, words
-from prism_nemo.report.stages import ordered
+from prism_nemo.report.read import mapping, number, objects, words
+from prism_nemo.report.story import Story
+from prism_nemo.report.summary import COMMAND
 
 # The page stays under 2 MB whatever the run recorded.
 MOST_PROMPTS = 24
@@ -42,23 +43,26 @@ class Samples:
     recorded: int
 
 
-def collect(record: Record) -> Samples:
-    """Groups the recorded samples by prompt, those that most stages answered first; text is cut at 1,500 characters."""
+def collect(story: Story) -> Samples:
+    """Groups the recorded samples by prompt, those that most models answered first; text is cut at 1,500 characters."""
     found: dict[tuple[str, str], Prompt] = {}
-    samples = mapping(record.summary.get("samples"))
-    for one in ordered(samples):
-        for sample in objects(samples[one.key]):
-            task, prompt = words(sample.get("task")), words(sample.get("prompt"))
-            answer = words(sample.get("answer")) or NOT_MEASURED
-            group = found.setdefault(
-                (task, prompt), Prompt(clean(task, 80), clean(prompt, LONGEST), clean(answer, LONGEST))
-            )
-            reward = number(sample.get("reward"))
-            state = "unknown" if reward is None or 0 < reward < 1 else "yes" if reward >= 1 else "no"
-            response = clean(words(sample.get("response")), LONGEST)
-            group.answers.append(Answer(one.label, one.style.css, response, significant(reward), state))
-    if not found:
-        record.missing("Sample responses")
+    for summary in story.summaries:
+        samples = mapping(summary.content.get("samples"))
+        known = [key for key in summary.models if key in samples]
+        for key in [*known, *(key for key in samples if key not in summary.models)]:
+            css = summary.models[key].style.css if key in summary.models else "s-other"
+            for sample in objects(samples[key]):
+                task, prompt = words(sample.get("task")), words(sample.get("prompt"))
+                answer = words(sample.get("answer")) or NOT_MEASURED
+                group = found.setdefault(
+                    (task, prompt), Prompt(clean(task, 80), clean(prompt, LONGEST), clean(answer, LONGEST))
+                )
+                reward = number(sample.get("reward"))
+                state = "unknown" if reward is None or 0 < reward < 1 else "yes" if reward >= 1 else "no"
+                response = clean(words(sample.get("response")), LONGEST)
+                group.answers.append(Answer(summary.label(key), css, response, significant(reward), state))
+    if story.summaries and not found:
+        story.missing("Sample responses", COMMAND)
     prompts = sorted(found.values(), key=lambda prompt: -len({answer.stage for answer in prompt.answers}))
     return Samples(_by_turns(prompts)[:MOST_PROMPTS], len(prompts))
 

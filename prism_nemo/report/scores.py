@@ -8,13 +8,15 @@ from typing import Any
 
 from prism_nemo.report import charts
 from prism_nemo.report.formatting import NOT_MEASURED, decimal, interval, percent, signed, whole
-from prism_nemo.report.read import mapping, number, objects, sequence, words
-from prism_nemo.report.story import Model, Story
+from prism_nemo.report.model import Model
+from prism_nemo.report.read import mapping, number, objects, sequence, share, words
+from prism_nemo.report.story import Story
 from prism_nemo.report.svg import Style
 from prism_nemo.report.view import Figure, Table
 
 _EVAL = "prism-nemo eval CHECKPOINT --suite SUITE --out FOLDER"
 _RETENTION = "prism-nemo retention BASE_EVALUATION MODEL_EVALUATION ... --out FOLDER"
+_GREEDY = ("greedy", "95% interval", "in the form", "tokens")
 _VERDICTS = {
     "lost": Style("s-base-rl", "triangle"),
     "gained": Style("s-prism-rl", "star"),
@@ -37,7 +39,9 @@ def score_figures(story: Story) -> tuple[list[Figure], list[Figure]]:
     """
     suites: dict[tuple[str, str], list[_Scored]] = {}
     for model in story.models:
-        if not model.evaluations:
+        # An export has the weights, and so the scores, of the checkpoint that it was made from.
+        exported = model.role == "hf" and any(story.models[parent].evaluations for parent in model.parents)
+        if not model.evaluations and not exported:
             story.missing(f"{model.name}: scores", _EVAL)
         for step, content in model.evaluations:
             key = words(content.get("suite")), words(content.get("split"))
@@ -82,7 +86,7 @@ def _averages(suite: str, scored: list[_Scored], where: str) -> list[Figure]:
         rows, estimates, over = [], [], set()
         for one in scored:
             average = mapping(mapping(one.content.get("averages")).get(key))
-            value, low, high = (_share(average.get(name)) for name in ("estimate", "low", "high"))
+            value, low, high = (share(average.get(name)) for name in ("estimate", "low", "high"))
             estimates.append(charts.Estimate(one.label, one.style, value, low, high))
             groups = mapping(average.get("of"))
             over.add(", ".join(sorted({words(task) for part in groups.values() for task in sequence(part)})))
@@ -110,30 +114,36 @@ def _tasks(suite: str, scored: list[_Scored], where: str) -> list[Figure]:
         about = _first(tasks, name)
         loss = about.get("higher_is_better") is False
         shown: Callable[[float], str] = decimal if loss else percent
-        read = number if loss else _share
+        read = number if loss else share
+        second = any("greedy" in mapping(found.get(name)) for found in tasks)
         estimates, rows, counts = [], [], set()
         for one, found in zip(scored, tasks, strict=True):
             task = mapping(found.get(name))
             value, low, high = (read(task.get(key)) for key in ("estimate", "low", "high"))
-            estimates.append(charts.Estimate(one.label, one.style, value, low, high))
+            estimates.append(charts.Estimate(one.label, one.style, value, low, high, share(task.get("greedy"))))
             if value is not None:
                 counts.add(whole(number(task.get("questions"))))
             ends = f"{decimal(low)} to {decimal(high)}" if loss else interval(low, high)
-            rows.append((one.label, _said(value, shown), ends, whole(number(task.get("questions")))))
-        title = f"{words(about.get('domain')) or 'no domain'}: {name}"
+            rows.append(
+                (one.label, _said(value, shown), ends, whole(number(task.get("questions"))))
+                + (_greedy(task) if second else ())
+            )
+        domain = words(about.get("domain"))
+        title = f"{domain}: {name}" if domain else name
         svg = charts.interval_rows(
             estimates,
             title=f"{suite}, {title}",
             value_format=shown,
             x_range=None if loss else (0.0, 1.0),
             tick_format=None if loss else lambda value: percent(value, 0),
-            reference=None if loss else _share(about.get("chance")),
+            reference=None if loss else share(about.get("chance")),
         )
         asked = f"{counts.pop()} questions" if len(counts) == 1 else "number of questions differs, see numbers"
         unit = "nats per token, lower is better; the axis is cut" if loss else words(about.get("metric"))
-        guess = " Dashed: guessing." if not loss and _share(about.get("chance")) is not None else ""
-        columns = ("model", "score", "95% interval", "questions")
-        caption = f"{suite}. {unit}, {asked}.{guess}{where}"
+        guess = " Dashed: guessing." if not loss and share(about.get("chance")) is not None else ""
+        guess += " Hollow: greedy decoding." if second else ""
+        columns = ("model", "score", "95% interval", "questions", *(_GREEDY if second else ()))
+        caption = f"{suite}: {unit}, {asked}.{guess}{where}"
         figures.append(Figure(title, svg, caption, Table(columns, rows, f"{suite}, {title}")))
     return figures
 
@@ -153,7 +163,7 @@ def retention_figures(story: Story) -> list[Figure]:
         for mark in sequence(result.content.get("marks")):
             story.warnings.append(f"Retention against {base}: {words(mark)}")
     if not figures:
-        story.missing("What was kept and what was lost (retention)", _RETENTION)
+        story.missing("What was kept and what was lost, question by question (retention)", _RETENTION)
     return figures
 
 
@@ -196,9 +206,13 @@ def _first(tasks: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return next((mapping(found[name]) for found in tasks if name in found), {})
 
 
-def _share(value: object) -> float | None:
-    found = number(value)
-    return found if found is not None and 0 <= found <= 1 else None
+def _greedy(task: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        percent(share(task.get("greedy"))),
+        interval(number(task.get("greedy_low")), number(task.get("greedy_high"))),
+        percent(share(task.get("format_rate"))),
+        decimal(number(task.get("mean_response_tokens")), 1),
+    )
 
 
 def _said(value: float | None, shown: Callable[[float], str]) -> str:

@@ -16,62 +16,11 @@ from typing import Any
 
 from prism_nemo.checkpoint.atomic import MANIFEST, ORIGIN
 from prism_nemo.report.find import Found, Result, Run
+from prism_nemo.report.model import SPARE, STYLES, Model, real
 from prism_nemo.report.read import mapping, objects, sequence, words
+from prism_nemo.report.summary import Summary, add_export, add_models, add_results
 from prism_nemo.report.svg import Style
 from prism_nemo.status.files import read_text
-
-# How the roles look; a second model of the same role gets the next of the spare styles.
-_STYLES = {
-    "base": Style("s-base", "circle"),
-    "pretrain": Style("s-base", "circle"),
-    "midtrain": Style("s-midtrained", "square"),
-    "base_rl": Style("s-base-rl", "triangle", "2 3"),
-    "prism_rl": Style("s-prism-rl", "star"),
-    "merge": Style("s-longer", "diamond", "7 3"),
-    "hf": Style("s-other", "circle"),
-}
-SPARE = tuple(
-    Style(css, mark, dash)
-    for mark, dash in (("diamond", "7 3"), ("triangle", "2 3"), ("square", "9 2 2 2"), ("star", "5 5"))
-    for css in ("s-longer", "s-other", "s-midtrained", "s-base-rl", "s-prism-rl", "s-base")
-)
-_ROLES = {
-    "base": "base",
-    "pretrain": "pre-training",
-    "midtrain": "mid-training",
-    "base_rl": "base → RL",
-    "prism_rl": "mid-trained → RL",
-    "merge": "merge",
-    "hf": "Hugging Face folder",
-}
-
-
-@dataclass
-class Model:
-    """One model of the story.
-
-    Attributes:
-        path: Its run directory, or the folder of its checkpoint.
-        role: base, pretrain, midtrain, base_rl, prism_rl, merge or hf.
-        name: On the page.
-        parents: Places of the models that it was made from; the first one is where it started.
-        run: Its run, where it has one.
-        evaluations: Those of its checkpoints, with the step (None for the whole folder).
-        style: Colour, mark and dash, the same in every chart.
-    """
-
-    path: Path
-    role: str
-    name: str
-    parents: list[int] = field(default_factory=list)
-    run: Run | None = None
-    evaluations: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
-    style: Style = field(default_factory=lambda: Style("s-other"))
-
-    @property
-    def what(self) -> str:
-        """What was done, in a few words."""
-        return _ROLES[self.role]
 
 
 @dataclass
@@ -81,12 +30,14 @@ class Story:
     Attributes:
         found: What lay in the folders.
         models: Parents before children.
+        summaries: Quickstarts.
         gaps: What was not measured, and the command that measures it.
         warnings: What was there and could not be used, or does not fit together.
     """
 
     found: Found
     models: list[Model]
+    summaries: list[Summary] = field(default_factory=list)
     gaps: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -117,15 +68,26 @@ def tell(found: Found) -> Story:
     models = [Model(run.path, "", run.path.resolve().name, run=run) for run in runs]
     for merge in found.of("merge"):
         models.append(Model(merge.path.parent, "merge", merge.path.parent.resolve().name))
-    # Those that say where they come from; the others are shown where somebody evaluated them.
-    models += [Model(folder, "hf", folder.resolve().name) for folder in found.exports if _origin(folder)]
-    story = Story(found, models, warnings=found.warnings)
+    summaries = [Summary(result.path, result.content) for result in found.of("summary")]
+    for summary in summaries:
+        add_models(summary, models)
+    # Those that say where they come from; the others are shown where somebody evaluated them. A quickstart exports
+    # every stage: five more boxes would hide the lineage.
+    exports = {
+        folder: [one for one in summaries if real(one.folder) in real(folder).parents] for folder in found.exports
+    }
+    models += [Model(path, "hf", path.resolve().name) for path, of in exports.items() if not of and _origin(path)]
+    for summary in summaries:
+        add_export(summary, [path for path, of in exports.items() if summary in of], models)
+    story = Story(found, models, summaries, warnings=found.warnings)
     _link(story)
     for result in found.of("evaluation"):
         _attach(story, result)
     _roles(story)
     story.models = _in_order(models)
     _dress(story.models)
+    for summary in summaries:
+        add_results(story, summary)
     return story
 
 
@@ -133,16 +95,18 @@ class _Places:
     """Which model a path belongs to."""
 
     def __init__(self, models: list[Model]) -> None:
-        self._whole = {str(_real(model.path)): place for place, model in enumerate(models)}
+        self._whole = {str(real(model.path)): place for place, model in enumerate(models)}
         self._names: dict[str, list[int]] = {}
         for place, model in enumerate(models):
             if model.run is not None:
-                self._names.setdefault(_real(model.path).name, []).append(place)
+                self._names.setdefault(real(model.path).name, []).append(place)
         self._hashes: dict[str, int] = {}
 
     def learn(self, models: list[Model]) -> None:
         """Reads the hashes of the checkpoints' manifests."""
         for place, model in enumerate(models):
+            if model.role == "hf":
+                continue  # its path may be any text that a file holds
             for manifest in model.path.glob(f"checkpoints/step_*/{MANIFEST}"):
                 try:
                     self._hashes[hashlib.sha256(manifest.read_bytes()).hexdigest()] = place
@@ -153,7 +117,7 @@ class _Places:
         return self._hashes.get(found) if isinstance(found, str) else None
 
     def at(self, path: str) -> int | None:
-        whole = _real(Path(path))
+        whole = real(Path(path))
         of_run = whole.parent.name == "checkpoints"
         place = self._whole.get(str(whole.parents[1] if of_run else whole))
         if place is None and of_run:
@@ -183,15 +147,21 @@ def _link(story: Story) -> None:
 
 def _parents(story: Story, model: Model) -> Iterator[tuple[str, object]]:
     """Path and, where it was recorded, the hash of the manifest of each parent."""
+    known = sequence(model.run.lineage.get("parents")) if model.run is not None else []
+    if model.origin and not known:
+        yield model.origin, None
+        return
     if model.role == "hf":
         origin = _origin(model.path)
         yield words(origin.get("checkpoint")).replace("\0", ""), origin.get("manifest_sha256")
         return
-    if model.run is None:
+    if model.role == "merge":
         merge = next(result for result in story.found.of("merge") if result.path.parent == model.path)
         # The last parent is what the merge is mostly about: the base is mixed into it.
         for parent in reversed(objects(merge.content.get("parents"))):
             yield words(parent.get("path")), None
+        return
+    if model.run is None:
         return
     lineage = model.run.lineage
     started = [event for event in objects(lineage.get("events")) if event.get("event") == "started from"]
@@ -240,7 +210,7 @@ def _roles(story: Story) -> None:
 
 def _midtrained(model: Model) -> bool:
     if model.run is None:
-        return model.role == "merge"
+        return model.role in ("merge", "midtrain")
     return words(model.run.lineage.get("stage")) != "rl" and bool(model.parents)
 
 
@@ -269,7 +239,7 @@ def _dress(models: list[Model]) -> None:
     used: list[Style] = []
     names: dict[str, int] = {}
     for model in models:
-        wanted = _STYLES[model.role]
+        wanted = STYLES[model.role]
         if wanted in used:
             wanted = next((style for style in SPARE if style not in used), Style("s-other"))
         used.append(wanted)
@@ -277,14 +247,6 @@ def _dress(models: list[Model]) -> None:
         names[model.name] = names.get(model.name, 0) + 1
     for model in models:
         # Two runs of one name in two folders are two models; the page must say which.
-        above = _real(model.path).parent.name
+        above = real(model.path).parent.name
         if names[model.name] > 1 and above:
             model.name = f"{above}/{model.name}"
-
-
-def _real(path: Path) -> Path:
-    """The path without links; as it is where it cannot be one of this machine, since it comes from a file."""
-    try:
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):
-        return path

@@ -1,16 +1,30 @@
-"""The page of any runs: its parts in the order in which people ask."""
+"""The parts of the page, in the order in which people ask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_nemo.report import changed, costs, learned, scores, tree, trusted
+from prism_nemo.report import (
+    changed,
+    costs,
+    headline,
+    learned,
+    periodic,
+    quickstart_parts,
+    samples,
+    scores,
+    tree,
+    trusted,
+)
 from prism_nemo.report.find import find
 from prism_nemo.report.formatting import compact, decimal, percent, whole
-from prism_nemo.report.read import mapping, number
-from prism_nemo.report.story import Model, Story, tell
+from prism_nemo.report.model import Model
+from prism_nemo.report.read import mapping, number, objects
+from prism_nemo.report.story import Story, tell
+from prism_nemo.report.summary import Summary
+from prism_nemo.report.svg import nothing
 from prism_nemo.report.view import Figure, Table
 
 
@@ -27,28 +41,40 @@ def read_story(directories: Sequence[Path]) -> Story:
 
 
 def parts(story: Story) -> dict[str, Any]:
-    """Everything that `runs.html.j2` shows; the gaps are complete once this returns."""
+    """Everything that `page.html.j2` shows; the gaps are complete once this returns."""
+
+    def recorded(part: Callable[[Story, Summary], Iterable[Any]]) -> list[Any]:
+        return [item for summary in story.summaries for item in part(story, summary)]
+
     averages, tasks = scores.score_figures(story)
     training, by_source = learned.training_figures(story)
+    alone = _alone(story)
     return {
         "title": _title(story),
-        "lede": _lede(story),
+        "lede": _lede(story) if alone is None else headline.opening(alone),
+        "headlines": [] if alone is None else headline.headlines(alone),
         "lineage": lineage_figure(story),
+        "mixtures": recorded(quickstart_parts.mixture_figures),
         "averages": averages,
         "tasks": tasks,
-        "retention": scores.retention_figures(story),
+        "samples": samples.collect(story),
+        "retention": recorded(quickstart_parts.text_loss_figures) + scores.retention_figures(story),
+        "tiles": recorded(quickstart_parts.cost_facts),
         "cost": costs.cost_table(story),
-        "timeline": costs.timeline(story),
+        "jobs": costs.job_table(story),
+        "timelines": recorded(quickstart_parts.parts_figure) + _timeline(story),
         "training": training,
         "by_source": by_source,
         "rl": learned.rl_figures(story),
+        "periodic": periodic.figures(story),
         "weights": changed.weight_figures(story),
         "cka": changed.cka_figures(story),
         "path": changed.path_figures(story),
+        "effects": recorded(quickstart_parts.expected_effects),
         "found_verdicts": trusted.verdicts(story),  # `verdicts` is the macro that shows them
         "events": trusted.events(story),
-        "repeat": trusted.repeat(story),
-        "seeds": len({str(run.config["seed"]) for _, run in story.runs if "seed" in run.config}),
+        "repeat": trusted.repeat(story) + recorded(quickstart_parts.repeat_table),
+        "seeds": _seeds(story),
     }
 
 
@@ -57,20 +83,18 @@ def lineage_figure(story: Story) -> Figure:
     lines, rows = [], []
     for model in story.models:
         amount, score = _amount(model), _score(model)
-        lines.append((model.what, amount, score))
+        lines.append((model.what, *(model.lines or (amount, score))))
         above = ", ".join(story.models[parent].name for parent in model.parents) or "–"
         rows.append((model.name, model.what, above, amount, score, str(model.path)))
-    svg = tree.draw(
-        [model.name for model in story.models],
-        lines,
-        [model.style for model in story.models],
-        [model.parents for model in story.models],
-    )
+    title = "Where each model comes from"
+    models = story.models
+    of_models = [[getattr(model, name) for model in models] for name in ("name", "style", "parents")]
+    svg = tree.draw(of_models[0], lines, *of_models[1:]) if models else nothing(1000, title)
     if story.found.exports:
         known = {model.path for model in story.models}
         others = [path for path in story.found.exports if path not in known]
         rows += [(path.name, "Hugging Face folder", "–", "–", "–", str(path)) for path in others]
-    else:
+    elif not story.summaries:
         story.missing("The exported Hugging Face checkpoint", "prism-nemo export CHECKPOINT --out HF_DIR")
     for model in story.models:
         if model.role == "hf" and not model.parents:
@@ -81,8 +105,49 @@ def lineage_figure(story: Story) -> Figure:
         "An arrow leads from a model to what was made from it; a dashed one from a further parent of a merge. A model "
         "without one has no recorded origin. Each model keeps its colour and its mark in every chart below."
     )
+    if story.summaries:
+        caption += " Beside the mean accuracy over the task families stands the loss on general text."
     columns = ("model", "by", "from", "trained on", "score", "folder")
-    return Figure("Where each model comes from", svg, caption, Table(columns, rows, "Lineage"), wide=True)
+    return Figure(title, svg, caption, Table(columns, rows, "Lineage"), wide=True)
+
+
+def grouped(gaps: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What was not measured, by the command that measures it: one line for many stages reads better than one each."""
+    found: dict[str, list[str]] = {}
+    for what, command in gaps:
+        found.setdefault(command, []).append(what)
+    return [("; ".join(whats), command) for command, whats in found.items()]
+
+
+def _seeds(story: Story) -> int:
+    """Most seeds that one kind of run was done with from the same parents: stages of one chain are no repetitions."""
+    found: dict[tuple[object, ...], set[str]] = {}
+    for model, run in story.runs:
+        if "seed" in run.config:
+            found.setdefault((model.role, *model.parents), set()).add(str(run.config["seed"]))
+    return max(map(len, found.values()), default=0)
+
+
+def _timeline(story: Story) -> list[Figure]:
+    """The starts of the stages in time, unless a quickstart's parts say the same: all its stages, each started once."""
+    timeline = costs.timeline(story)
+    of_parts = {
+        id(model)
+        for summary in story.summaries
+        if objects(summary.content.get("timeline"))
+        for model in summary.models.values()
+    }
+    if all(id(model) in of_parts and len(costs.slices(run)) < 2 for model, run in story.runs):
+        return []
+    return [timeline] if timeline is not None else []
+
+
+def _alone(story: Story) -> Summary | None:
+    """The quickstart that all runs belong to, if there is one."""
+    if len(story.summaries) != 1:
+        return None
+    mine = {id(model) for model in story.summaries[0].models.values()}
+    return story.summaries[0] if all(id(model) in mine for model, _ in story.runs) else None
 
 
 def _amount(model: Model) -> str:
@@ -98,9 +163,13 @@ def _amount(model: Model) -> str:
 
 def _score(model: Model) -> str:
     for _, content in reversed(model.evaluations):
-        value = number(mapping(mapping(content.get("averages")).get("domain_weighted")).get("estimate"))
-        if value is not None:
-            return f"{content.get('suite')}: {percent(value)}"
+        averages = mapping(content.get("averages"))
+        for key in ("domain_weighted", "plain_mean"):
+            value = number(mapping(averages.get(key)).get("estimate"))
+            if value is not None and model.text_loss is not None:
+                return f"{percent(value)} right, loss {decimal(model.text_loss)}"
+            if value is not None:
+                return f"{content.get('suite')}: {percent(value)}"
     if model.run is not None:
         for key in ("reward", "loss"):
             values = model.run.series(key)[1]
@@ -110,6 +179,8 @@ def _score(model: Model) -> str:
 
 
 def _title(story: Story) -> str:
+    if _alone(story) is not None:
+        return "What did mid-training do, and what did RL add?"
     if len(story.runs) == 1:
         return f"{story.runs[0][0].name}: how it went"
     return "What did each stage do?"

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from prism_nemo.report.find import Result
 from prism_nemo.report.formatting import NOT_MEASURED, significant
 from prism_nemo.report.read import mapping, number, objects, sequence, words
 from prism_nemo.report.story import Story
 from prism_nemo.report.view import Table, Verdict
+from prism_nemo.status.problems import chain_problems
 
 # What RL itself refuses to go on with in bf16 (`prism_nemo.rl.parity`), the widest of its limits.
 _PARITY = 5e-2
@@ -22,7 +24,7 @@ def verdicts(story: Story) -> list[Verdict]:
     for result in story.found.of("card"):
         found += _card(result.content)
     for result in story.found.of("verification"):
-        found.append(_verification(result.path.parent.name, result.content))
+        found.append(_verification(story, result))
     if not found:
         story.missing(
             "Whether the conversion computes the same function",
@@ -54,6 +56,7 @@ def events(story: Story) -> list[str]:
             if name not in ("started from", "data", "parity"):
                 about = ", ".join(f"{key} {_short(value)}" for key, value in event.items() if key != "event")
                 said.append(f"{model.name}: {name} ({about})" if about else f"{model.name}: {name}")
+        said += [f"{model.name}: {_short(problem)}" for problem in chain_problems(run.path)]
         skipped = run.series("skipped_steps")[1]
         if len(skipped) and math.isfinite(skipped[-1]) and skipped[-1] > 0:
             said.append(f"{model.name}: {skipped[-1]:,.0f} steps were skipped because a gradient was not finite")
@@ -62,12 +65,19 @@ def events(story: Story) -> list[str]:
 
 def repeat(story: Story) -> list[Table]:
     """Seeds and commands of each stage, and the versions, with what differs between stages."""
-    rows, versions = [], {}
+    rows, versions, all_commits = [], {}, []
     for model, run in story.runs:
         starts = objects(run.lineage.get("starts"))
         command = " ".join(words(part) for part in sequence(starts[0].get("command"))) if starts else ""
         seed = run.config.get("seed")
-        rows.append((model.name, NOT_MEASURED if seed is None else words(seed), command or NOT_MEASURED))
+        commits = list(dict.fromkeys(words(start["commit"]) for start in starts if start.get("commit")))
+        all_commits.append(commits)
+        if len(commits) > 1:
+            story.warnings.append(f"{model.name} went on with other code than it began with: {', '.join(commits)}.")
+        rows.append((
+            model.name, NOT_MEASURED if seed is None else words(seed), ", ".join(commits) or NOT_MEASURED,
+            command or NOT_MEASURED,
+        ))  # fmt: skip
         if seed is None:
             story.missing(f"{model.name}: seed", "config.yaml of its run directory")
         versions[model.name] = mapping(run.lineage.get("versions"))
@@ -80,9 +90,11 @@ def repeat(story: Story) -> list[Table]:
         if len(values) > 1:
             story.warnings.append(f"The stages ran with different versions of {name}: {', '.join(values)}.")
         different.append((name, ", ".join(values)))
-    if not any("commit" in found for found in versions.values()):
-        story.missing("The commit of the code", "lineage.json holds versions, not commits")
-    tables = [Table(("stage", "seed", "first command"), rows, "Seeds and commands")] if rows else []
+    if not any(all_commits):
+        story.missing("The commit of the code", "lineage.json names it where the code is a git working tree")
+    tables = (
+        [Table(("stage", "seed", "commit of the code", "first command"), rows, "Seeds and commands")] if rows else []
+    )
     return tables + ([Table(("package", "version"), different, "Versions")] if different else [])
 
 
@@ -101,18 +113,24 @@ def _card(card: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def _verification(name: str, content: dict[str, Any]) -> Verdict:
-    gap, limit = number(content.get("max_abs_logit_diff")), number(content.get("tolerance"))
-    state = "unknown" if gap is None or limit is None else "yes" if gap <= limit else "no"
-    if content.get("different_tensors") or content.get("passed") is False:
-        state = "no"
+def _verification(story: Story, result: Result) -> Verdict:
+    """A check counts as passed only if its difference is within its tolerance, whatever its flag says."""
+    content = result.content
+    name = words(content.get("name")) or f"Conversion: {result.path.parent.name}"
+    gap, limit, flag = (content.get(key) for key in ("max_abs_logit_diff", "tolerance", "passed"))
+    gap, limit = number(gap), number(limit)
+    within = None if gap is None or limit is None else gap <= limit
+    passed = flag if "passed" in content else within
+    if passed is True and within is False:
+        story.warnings.append(f"Check “{name}” is marked as passed, but its difference exceeds its tolerance.")
+    if content.get("different_tensors") or within is False:
+        passed = False
+    state = "unknown" if not isinstance(passed, bool) else "yes" if passed else "no"
     label = {"yes": "passed", "no": "failed", "unknown": NOT_MEASURED}[state]
-    return Verdict(
-        state,
-        label,
-        f"Conversion: {name}",
-        f"largest logit difference {significant(gap)}, tolerance {significant(limit)}",
-    )
+    said = []
+    if gap is not None or limit is not None or state == "unknown":
+        said = [f"largest logit difference {significant(gap)}, tolerance {significant(limit)}"]
+    return Verdict(state, label, name, "; ".join([*said, *filter(None, [words(content.get("note"))])]))
 
 
 def _short(value: object) -> str:

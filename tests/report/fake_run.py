@@ -144,7 +144,10 @@ def training_lines(start: float, end: float, steps: int, seed: int) -> list[dict
     lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         loss = end + (start - end) * math.exp(-5 * step / steps) + noise.gauss(0, 0.05)
-        lines.append({"step": step, "loss": round(loss, 4), "lr": 1e-3, "tokens": 2560, "tokens_per_second": 11000})
+        lines.append(
+            {"step": step, "loss": round(loss, 4), "lr": 1e-3, "tokens": 2560 * step, "tokens_per_second": 11000,
+             "grad_norm": 1.0, "seconds": 0.2 * step, "loss/python docs": round(loss + 0.2, 4)}
+        )  # fmt: skip
         if step % 50 == 0:
             lines.append({"step": step, "validation_loss": round(loss + 0.1, 4)})
     return lines
@@ -167,6 +170,9 @@ def rl_lines(start: float, end: float, steps: int, seed: int) -> list[dict[str, 
                 "live_groups": round(min(1, max(0, 0.2 + 1.4 * reward * (1 - reward) + noise.gauss(0, 0.05))), 3),
                 "kl": 0.001,
                 "logprob_gap": 1.3e-6,
+                "finished": 0.97,
+                "tokens_per_second": 5000,
+                "seconds": 0.5 * step,
             }
         )
     return lines
@@ -184,9 +190,26 @@ def write_run(directory: Path, content: dict[str, Any] | None = None) -> Path:
     """Writes a complete quickstart directory, with another `summary.json` if one is given."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "summary.json").write_text(json.dumps(summary() if content is None else content), encoding="utf-8")
-    write_metrics(directory, "base", training_lines(6.9, 3.1, 400, 1))
-    write_metrics(directory, "midtrained", training_lines(3.6, 1.6, 400, 2))
-    write_metrics(directory, "midtrained_longer", training_lines(1.7, 1.55, 240, 3))
-    write_metrics(directory, "base_rl", rl_lines(0.05, 0.11, 120, 4))
-    write_metrics(directory, "prism_rl", rl_lines(0.43, 0.68, 120, 5))
+    stages: tuple[tuple[str, str, str, int, list[dict[str, Any]]], ...] = (
+        ("base", "midtrain", "", 400, training_lines(6.9, 3.1, 400, 1)),
+        ("midtrained", "midtrain", "base", 400, training_lines(3.6, 1.6, 400, 2)),
+        ("midtrained_longer", "midtrain", "midtrained", 240, training_lines(1.7, 1.55, 240, 3)),
+        ("base_rl", "rl", "base", 120, rl_lines(0.05, 0.11, 120, 4)),
+        ("prism_rl", "rl", "midtrained", 120, rl_lines(0.43, 0.68, 120, 5)),
+    )
+    for place, (stage, kind, parent, steps, lines) in enumerate(stages):
+        write_metrics(directory, stage, lines)
+        write_lineage(directory / stage, kind, directory / parent if parent else None, steps, place)
     return directory
+
+
+def write_lineage(run: Path, kind: str, parent: Path | None, steps: int, minute: int) -> None:
+    """Writes `lineage.json` and `config.yaml` of a stage that began so many minutes after the others."""
+    start = {"time": f"2026-11-28T08:{minute:02d}:00+0000", "step": 0, "command": ["prism-nemo", "quickstart"]}
+    parents = [str(parent / "checkpoints/step_00000400")] if parent is not None else []
+    versions = {"python": "3.11.7", "torch": "2.13.0+cpu"}
+    lineage = {"stage": kind, "parents": parents, "versions": versions, "starts": [start], "events": []}
+    (run / "lineage.json").write_text(json.dumps(lineage), encoding="utf-8")
+    parallel = {f"{name}_parallel_size": 1 for name in ("tensor_model", "pipeline_model", "data", "context")}
+    config = {"seed": 1234 + minute, "train_steps": steps, "parallel": parallel}
+    (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML

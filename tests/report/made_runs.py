@@ -105,6 +105,14 @@ def path_result(name: str = "general") -> dict[str, Any]:
     return {"models": ["base", "mid", "rl"], "rows": rows, "barriers": []}
 
 
+def make_job(run: Path) -> None:
+    """What slurm/stage.sh and slurm/chain.sh leave in a run whose job was queued again twice."""
+    write(run / "slurm.json", {"job": "4711", "nodes": "node[1-4]", "restarts": 2, "log": "/logs/mid-4711.out"})
+    (run / "chain").mkdir()
+    for name, content in (("restarts", "2"), ("stalled", "1"), ("bad_nodes", "node7")):
+        (run / "chain" / name).write_text(f"{content}\n", encoding="utf-8")
+
+
 def make_pipeline(root: Path, name: str = "sums") -> Path:
     """Everything that a chain leaves, in one folder."""
     base = make_run(root / "runs/base", "midtrain", midtrain_lines(source=name))

@@ -1,4 +1,4 @@
-"""The page says what the run recorded, nothing else, and survives whatever it finds."""
+"""The page of a quickstart says what the run recorded, nothing else, and survives whatever it finds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fake_run import STAGES, rl_lines, summary, write_metrics
 
 from prism_nemo.errors import InputError
 from prism_nemo.report.page import write_report
-from prism_nemo.report.read import Metrics, number
+from prism_nemo.report.read import number
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror="alert(2)">'"&</style></title></svg>{{ 7*7 }}"""
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -92,15 +92,54 @@ def without(content: dict[str, Any], *path: str) -> dict[str, Any]:
     return copied
 
 
-def test_complete_run_is_one_small_file_and_nothing_is_missing(make_run: Callable[..., Path]) -> None:
+def gaps(page: Path) -> dict[str, str]:
+    """Returns what was not measured: what, and the command that measures it."""
+    content = page.read_text(encoding="utf-8")
+    listed = content[content.index('id="gaps"') :]
+    listed = listed[: listed.index("</ul>")] if "<ul" in listed else ""
+    found = re.findall(r"<li>(.*?): <code>(.*?)</code></li>", listed)
+    return {what: command for whats, command in found for what in whats.split("; ")}
+
+
+def test_complete_run_is_one_small_file_and_what_is_missing_is_listed(make_run: Callable[..., Path]) -> None:
     directory = make_run()
     page = write_report(directory)
     assert page == directory / "report.html"
     assert page.stat().st_size < 2_000_000
     assert not list(directory.glob(".report*")), "the file beside it was left behind"
-    _, text = read(page)
-    assert "not measured" not in text.replace("What was not measured", "")
-    assert "Everything that this page shows was measured." in text
+    labels = ("Base", "Mid-trained", "Longer mid-training", "RL on base", "RL on mid-trained")
+    # What no quickstart measures, and nothing else.
+    assert set(gaps(page)) == {
+        *(f"{label}: MFU" for label in labels),
+        "What was kept and what was lost, question by question (retention)",
+        "The path between the models",
+        "The commit of the code",
+    }
+
+
+def test_the_parts_are_in_the_order_in_which_people_ask(make_run: Callable[..., Path]) -> None:
+    content = write_report(make_run()).read_text(encoding="utf-8")
+    asked = re.findall(r"<h2>(.*?)</h2>", content[content.index("<main>") :])
+    assert asked == [
+        "What was done", "Did it work?", "What was lost?", "What it cost", "How it learned", "What changed inside",
+        "Can it be trusted?",
+    ]  # fmt: skip
+
+
+def test_every_figure_of_a_quickstart_is_there(make_run: Callable[..., Path]) -> None:
+    content = write_report(make_run()).read_text(encoding="utf-8")
+    named = set(re.findall(r'role="img" aria-label="([^"]*)"', content))
+    assert {
+        "Where each model comes from", "Mixture: midtraining", "quickstart (test): plain mean of the tasks",
+        *(f"quickstart (test), {task}" for task in ("arithmetic", "code_execution", "science_choice")),
+        "Loss on general text", "Change of the loss by domain", "Parts of the quickstart", "Training loss", "Reward",
+        "Response length", "Entropy", "Live groups", "Parity gap",
+        *(f"Reward: {task}" for task in ("arithmetic", "code_execution", "science_choice")),
+        "Base → Mid-trained: weights that moved by more than 1%", "Distance travelled, by component",
+        "Similarity of representations (CKA) on general text",
+    } <= named  # fmt: skip
+    for found in ("Expected effects", "What they write", "To repeat the quickstart"):
+        assert f">{found}</h3>" in content, found
 
 
 def test_nothing_is_loaded_from_outside(make_run: Callable[..., Path]) -> None:
@@ -137,11 +176,14 @@ def test_every_picture_has_a_name_and_a_description(make_run: Callable[..., Path
 def test_numbers_are_those_of_the_input(make_run: Callable[..., Path]) -> None:
     page = write_report(make_run())
     _, text = read(page)
-    accuracy = table(page, "Accuracy by task family and stage")
     content = summary()
+    accuracy = {
+        (task, label): cells
+        for task in content["stages"]["base"]["tasks"]
+        for label, cells in table(page, f"quickstart (test), {task}").items()
+    }
     assert len(accuracy) == 15
-    for name, cells in accuracy.items():
-        task, label = name.split(": ")
+    for (task, label), cells in accuracy.items():
         key = {
             "Base": "base",
             "Mid-trained": "midtrained",
@@ -155,15 +197,25 @@ def test_numbers_are_those_of_the_input(make_run: Callable[..., Path]) -> None:
         assert (low, high) == pytest.approx([100 * end for end in recorded["ci95"]], abs=0.0501)
         assert cells[2] == str(recorded["n"])
         assert float(cells[3].rstrip("%")) == pytest.approx(100 * recorded["greedy_accuracy"], abs=0.0501)
+        greedy = [float(end) for end in cells[4].rstrip("%").split(" to ")]
+        assert greedy == pytest.approx([100 * end for end in recorded["greedy_ci95"]], abs=0.0501)
         assert float(cells[5].rstrip("%")) == pytest.approx(100 * recorded["format_rate"], abs=0.0501)
         assert float(cells[6]) == pytest.approx(recorded["mean_response_tokens"], abs=0.0501)
-    losses = table(page, "Retention loss")
+    losses = table(page, "Loss on general text")
     assert losses["RL on mid-trained"] == ["3.262", "+0.061", "+6.3%"]
     assert losses["Base"] == ["3.201", "+0.000", "+0.0%"]
-    assert table(page, "Time line")["Base"][:5] == ["25.0 s", "1 min 41 s", "tp1 pp1 dp2", "1,024,000", "10,119"]
-    assert table(page, "Weights that moved by more than 1%")["mlp: Base → Mid-trained"] == ["86.5%"]
-    assert table(page, "CKA by layer")["Mid-trained → RL on mid-trained"][2] == "0.9958"
-    assert table(page, "Mixture midtraining")["short programs"] == ["code", "25.0%", "256,000", "1.2"]
+    parts = table(page, "Parts of the quickstart")
+    assert parts["Base"][:5] == ["25.0 s", "1 min 41 s", "tp1 pp1 dp2", "1,024,000", "10,119"]
+    moved = table(page, "Base → Mid-trained: weights that moved by more than 1%")
+    assert moved["mlp: observed"] == ["86.5%", "0.1729"]
+    assert moved["all weights: observed"] == ["91.0%", "0.1942"]
+    assert table(page, "Distance travelled, by component")["Base → Mid-trained"][1] == "0.1729"
+    cka = table(page, "Similarity of representations (CKA) on general text")["Mid-trained → RL on mid-trained"]
+    assert (cka[2], cka[-1]) == ("0.9958", "0.9916")
+    mean = table(page, "quickstart (test): plain mean of the tasks")
+    assert mean["Mid-trained"][0] == "43.5%"
+    assert table(page, "Change of the loss by domain")["Mid-trained"] == ["3.247", "3.200", "3.200"]
+    assert table(page, "Mixture: midtraining")["short programs"] == ["code", "25.0%", "256,000", "1.2"]
     assert "8 min 32 s" in text
     assert "3.1 GB" in text
 
@@ -195,7 +247,7 @@ def test_headline_does_not_hide_a_loss_or_noise(make_run: Callable[..., Path]) -
     assert "RL on top of it lowered mean accuracy" in text
 
 
-@pytest.mark.parametrize("content", [{}, {"stages": None}, {"stages": {"base": None}}, {"stages": [], "cka": 3}])
+@pytest.mark.parametrize("content", [{"stages": None}, {"stages": {"base": None}}, {"stages": [], "cka": 3}])
 def test_empty_summary_gives_a_page_that_says_so(tmp_path: Path, content: dict[str, Any]) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(content), encoding="utf-8")
     page = write_report(tmp_path)
@@ -203,33 +255,33 @@ def test_empty_summary_gives_a_page_that_says_so(tmp_path: Path, content: dict[s
     assert text.count("not measured") > 15
     assert not re.search(r"\d\.\d%", text), "a share appeared out of nothing"
     assert re.search(r"Retention not measured", text)
+    assert {"RL on base: the whole stage", "Expected effects", "Sample responses", "Total time"} <= set(gaps(page))
 
 
 def test_each_missing_key_is_named(make_run: Callable[..., Path]) -> None:
     content = summary()
     cases = {
-        ("stages", "base_rl"): "RL on base: the whole evaluation",
+        ("stages", "base_rl"): "RL on base: scores",
         ("stages", "prism_rl", "retention_loss"): "RL on mid-trained: retention loss",
         ("stages", "base", "tasks", "arithmetic", "accuracy"): "Base: accuracy on arithmetic",
         ("stages", "base", "tasks", "arithmetic", "ci95"): "Base: interval of the accuracy on arithmetic",
         ("stages", "base", "tasks", "arithmetic", "greedy_accuracy"): "Base: greedy accuracy on arithmetic",
         ("weights", "base->base_rl"): "Weight change Base → RL on base",
         ("cka", "base/midtrained"): "CKA Base → Mid-trained",
-        ("cka", "base/midtrained", "min"): "CKA Base → Mid-trained: lowest value",
         ("peak_rss_gb",): "Peak memory",
         ("seconds",): "Total time",
         ("conversion",): "Conversion checks",
         ("hf_export",): "The exported Hugging Face checkpoint",
-        ("expected",): "Expected claims",
+        ("expected",): "Expected effects",
         ("mixtures",): "The mixtures of the training data",
         ("samples",): "Sample responses",
         ("versions",): "Versions of the software",
-        ("timeline",): "The time line",
+        ("timeline",): "The time line of the parts",
     }
     for path, name in cases.items():
-        reader, text = read(write_report(make_run(without(content, *path))))
-        gaps = text[text.index("What was not measured") : text.index("One seed only")]
-        assert name in gaps, path
+        page = write_report(make_run(without(content, *path)))
+        reader, text = read(page)
+        assert name in gaps(page), path
         assert "not measured" in text.replace("What was not measured", ""), path
         assert reader.elements
 
@@ -237,7 +289,7 @@ def test_each_missing_key_is_named(make_run: Callable[..., Path]) -> None:
 def test_a_missing_value_is_not_shown_as_zero(make_run: Callable[..., Path]) -> None:
     content = without(summary(), "stages", "base", "tasks", "arithmetic", "accuracy")
     page = write_report(make_run(content))
-    assert table(page, "Accuracy by task family and stage")["arithmetic: Base"][0] == "not measured"
+    assert table(page, "quickstart (test), arithmetic")["Base"][0] == "not measured"
     _, text = read(page)
     assert "over 2 task families from 12.9% to 41.6%" in text, "the mean is over other families before and after"
 
@@ -334,6 +386,7 @@ def test_cut_off_last_line_is_skipped_and_reported(make_run: Callable[..., Path]
     assert "base/metrics.jsonl: the last line" not in text
     row = table(page, "Reward")["RL on mid-trained"]
     assert row[:2] == ["1 to 119", "119"]
+    assert row[-1] == "0"
 
 
 def test_unreadable_lines_in_the_middle_are_counted(make_run: Callable[..., Path]) -> None:
@@ -344,7 +397,7 @@ def test_unreadable_lines_in_the_middle_are_counted(make_run: Callable[..., Path
     path.write_bytes("\n".join(lines).encode() + b"\n\n")
     _, text = read(write_report(directory))
     assert "base/metrics.jsonl: 2 unreadable lines skipped." in text
-    assert "cut off" not in text
+    assert "the last line is cut off" not in text
 
 
 def test_curves_show_what_was_recorded(make_run: Callable[..., Path]) -> None:
@@ -355,6 +408,7 @@ def test_curves_show_what_was_recorded(make_run: Callable[..., Path]) -> None:
     row = table(write_report(directory), "Reward")["RL on mid-trained"]
     assert (row[2], row[6]) == ("0.111", "0.999")
     assert row[4] == "NaN", "a value that is NaN must not be passed over"
+    assert row[-1] == "1"
 
 
 def test_loss_counts_on_along_the_lineage(make_run: Callable[..., Path]) -> None:
@@ -365,10 +419,12 @@ def test_loss_counts_on_along_the_lineage(make_run: Callable[..., Path]) -> None
     assert re.search(r"Longer mid-training: [\d.]+ at step 1,040", chart)
 
 
-def test_resumed_run_counts_each_step_once() -> None:
-    metrics = Metrics(({"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"loss": 1.0}))
-    assert metrics.series("loss") == ([1.0, 2.0], [3.0, 2.0])
-    assert metrics.series("reward") == ([], [])
+def test_resumed_run_counts_each_step_once(make_run: Callable[..., Path]) -> None:
+    directory = make_run()
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"loss": 1.0}]
+    write_metrics(directory, "base", lines)
+    row = table(write_report(directory), "Training loss")["Base"]
+    assert (row[1], row[6], row[8]) == ("2", "2.000", "3.000")
 
 
 @pytest.mark.parametrize("value", [True, False, None, "1", math.inf, math.nan, 10**400, [1], {}])
@@ -383,8 +439,8 @@ def test_claims_and_checks_are_shown_as_they_came_out(make_run: Callable[..., Pa
     content["conversion"].append({"check": "TP4", "max_abs_logit_diff": 0.5, "tolerance": 1e-4, "passed": False})
     content["expected"].append({"claim": "an open question", "holds": None})
     _, text = read(write_report(make_run(content)))
-    assert "3 of 5 expected claims hold" in text
-    assert "3 of 5 conversion checks passed" in text
+    assert "3 of 5 expected effects hold" in text
+    assert "5 of 7 checks passed" in text, "two of conversion, that of the export, and one of each RL run"
     assert "✗ does not hold the longer control does not beat mid-training" in text
     assert "? not measured an open question" in text
     assert "? not measured no flag" in text
@@ -396,9 +452,10 @@ def test_a_check_that_contradicts_its_own_numbers_is_failed(make_run: Callable[.
     _, text = read(write_report(make_run(content)))
     assert "✗ failed HF -> Megatron TP2" in text
     assert "marked as passed, but its difference exceeds its tolerance" in text
+    assert "4 of 5 checks passed" in text
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", '"text"', b"\xff\xfe{", "[" * 100_000])
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[1]", '"text"', b"\xff\xfe{", "[" * 100_000])
 def test_unusable_summary_is_an_input_error_that_names_the_file(tmp_path: Path, content: str | bytes | None) -> None:
     path = tmp_path / "summary.json"
     if content is not None:
@@ -418,7 +475,8 @@ def test_a_stage_name_from_the_file_cannot_leave_the_directory(make_run: Callabl
     write_metrics(directory.parent, "outside", [{"broken": 1}])
     (directory.parent / "outside" / "metrics.jsonl").write_text("{", encoding="utf-8")
     _, text = read(write_report(directory))
-    assert "cut off" not in text, "a file outside the directory was read"
+    assert "the last line is cut off" not in text, "a file outside the directory was read"
+    assert "the stage ../outside is not shown" in text
 
 
 def test_colours_of_the_stages_stand_out_from_the_card() -> None:

@@ -196,6 +196,22 @@ def test_different_versions_are_a_warning(tmp_path: Path) -> None:
     assert "The stages ran with different versions of torch: 2.12, 2.13." in story.warnings
 
 
+def test_a_run_that_went_on_with_other_code_is_a_warning(tmp_path: Path) -> None:
+    for name, commits in (("a", ["c0ffee", "c0ffee"]), ("b", ["c0ffee", HOSTILE])):
+        make_run(tmp_path / name, "midtrain", midtrain_lines())
+        content = json.loads((tmp_path / name / "lineage.json").read_text())
+        starts = [{**content["starts"][0], "commit": commit} for commit in commits]
+        write(tmp_path / name / "lineage.json", {**content, "starts": starts})
+    story = story_of(tmp_path)
+    assert next(row[2] for row in trusted.repeat(story)[0].rows) == "c0ffee"
+    assert [text[:50] for text in story.warnings if "other code" in text] == [
+        "b went on with other code than it began with: c0ff"
+    ]
+    assert "The commit of the code" not in dict(story.gaps)
+    page = write_report(tmp_path, tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in page
+
+
 def test_one_running_stage_gives_a_useful_page(tmp_path: Path) -> None:
     make_run(tmp_path / "mid", "midtrain", midtrain_lines(10), steps=40)
     with (tmp_path / "mid/metrics.jsonl").open("a") as file:
