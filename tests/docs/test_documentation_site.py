@@ -19,7 +19,7 @@ from prism_nemo.cli import app
 from prism_nemo.commands.reference import reference
 from prism_nemo.models import family as families
 
-PYTHON = [block for page in pages() for block in blocks(page) if block.mark.startswith("runs:")]
+PYTHON = [block for page in pages() for block in blocks(page) if "runs" in block.clauses]
 
 
 class Addresses(HTMLParser):
@@ -125,8 +125,8 @@ def test_worked_examples_run(block: Block, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_there_is_an_example_of_each_kind() -> None:
     assert {b.mark for b in PYTHON} == {"runs: family", "runs: reward"}
-    files = {b.mark.removeprefix("file: ") for page in pages() for b in blocks(page) if b.mark.startswith("file: ")}
-    assert files == {"mixtures/pocket.yaml", "mixtures/answers.yaml", "my_recipe.py"}
+    files = {b.clauses["file"] for page in pages() for b in blocks(page) if "file" in b.clauses}
+    assert files == {"mixture.yaml", "mixtures/pocket.yaml", "mixtures/answers.yaml", "my_recipe.py", "my_rewards.py"}
 
 
 def messages_of_the_source() -> list[str]:
