@@ -22,6 +22,7 @@ from prism_nemo.checkpoint.atomic import write_text
 from prism_nemo.config import to_yaml
 from prism_nemo.errors import InputError
 
+CONFIG = "config.yaml"
 PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "tokenizers", "numpy", "reasoning-gym")
 
 
@@ -108,7 +109,7 @@ class RunDirectory:
         """Record the resolved configuration and where this stage comes from."""
         if not self.writes:
             return
-        (self.path / "config.yaml").write_text(to_yaml(config))
+        write_text(self.path / CONFIG, to_yaml(config))
         lineage_path = self.path / "lineage.json"
         before = json.loads(lineage_path.read_text()) if lineage_path.is_file() else {}
         starts, events = before.get("starts", []), before.get("events", [])

@@ -30,6 +30,7 @@ from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.family import Architecture
 from prism_nemo.run import RunDirectory
 from prism_nemo.runtime import start, stop
+from prism_nemo.training.other_settings import other_settings, refuse_other_settings_of_a_finished_run
 from prism_nemo.training.schedule import check_schedule
 from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
@@ -77,6 +78,7 @@ def check_stage(config: StageConfig, *counts: str) -> None:
     if config.checkpoint.keep_every is not None:
         check_positive(config, "checkpoint.keep_every")
     check_run_directory(config)
+    refuse_other_settings_of_a_finished_run(config)
 
 
 def check_run_directory(config: StageConfig) -> None:
@@ -176,7 +178,13 @@ def begin(
             raise InputError(f"init_from: {wrong}")
         load(Path(config.init_from), trainer.raw)
         trainer.optimizer.reload_model_params()
+    changed = other_settings(config) if state.step and run.writes else []
     run.begin(kind, config, [config.init_from] if config.init_from else [], state.step)
+    if changed:
+        sys.stderr.write(
+            f"{config.run_dir}: goes on from step {state.step} with other settings: {'; '.join(changed)}\n"
+        )
+        run.record({"event": "settings changed", "step": state.step, "what": changed})
     if config.init_from and run.writes:
         _record_parent(run, Path(config.init_from))
     for problem in problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,10 +18,10 @@ from training_workers import midtrain_interrupted
 
 from prism_nemo.checkpoint.native import find_latest, step_directory
 from prism_nemo.config import MidtrainConfig, to_yaml
-from prism_nemo.errors import PrismError, StoppedEarly
+from prism_nemo.errors import InputError, PrismError, StoppedEarly
 from prism_nemo.run import read_metrics
 from prism_nemo.runtime.launch import launch
-from prism_nemo.training.midtrain import midtrain
+from prism_nemo.training.midtrain import check, midtrain
 
 
 def _run(config: MidtrainConfig) -> dict:
@@ -152,6 +153,23 @@ def test_starting_a_finished_run_again_changes_nothing(
     assert result["checkpoint"] == str(step_directory(tmp_path / "run" / "checkpoints", STEPS))
     # The result is printed as JSON, which has no NaN.
     assert result["loss"] == column(run_of("TP1"), "loss")[-1]
+
+
+def test_other_settings_are_recorded_and_those_of_a_finished_run_are_refused(
+    run_of: Callable[..., Path], data: Path, initial: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_of("TP1"), tmp_path / "run")
+    config = midtrain_config(tmp_path / "run", data, initial)
+    before = config.optimizer.lr
+    config.optimizer.lr = before / 2
+    with pytest.raises(InputError, match=r"is finished \(step \d+\) with other settings: optimizer\.lr: "):
+        check(config)
+    shutil.rmtree(step_directory(tmp_path / "run" / "checkpoints", STEPS))
+    check(config)
+    _run(config)
+    events = json.loads((tmp_path / "run" / "lineage.json").read_text())["events"]
+    changed = [event for event in events if event["event"] == "settings changed"]
+    assert changed == [{"event": "settings changed", "step": 8, "what": [f"optimizer.lr: {before} -> {before / 2}"]}]
 
 
 def _command(config: MidtrainConfig, folder: Path) -> subprocess.Popen[bytes]:

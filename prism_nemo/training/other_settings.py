@@ -1,0 +1,75 @@
+"""A run that is started again: which of its settings are others than those that it was trained with so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from prism_nemo.checkpoint.native import find_latest
+from prism_nemo.config import load_yaml, to_yaml
+from prism_nemo.errors import InputError
+from prism_nemo.run import CONFIG
+
+# What may be another at every start, because it decides where and how fast, or has a check of its own (data, parent,
+# tokenizer), but not what is trained.
+_FREE = (
+    "run_dir", "init_from", "model", "tokenizer", "parallel", "recompute", "checkpoint", "guards", "monitor",
+    "evaluation", "data.path", "data.index_dir", "data.validation_source", "data.validation_rows", "data.packing",
+    "data.change_mixture", "micro_batch_size", "log_interval", "eval_interval", "max_seconds", "keep_rollouts",
+    "use_distributed_optimizer", "init_method_std", "embedding_init_method_std", "rollout.slots",
+    "rollout.cache_tokens", "rollout.vllm_memory_share", "rewards.workers", "rewards.time_limit", "rewards.memory_gb",
+)  # fmt: skip
+
+
+class _Config(Protocol):
+    run_dir: str
+    train_steps: int
+
+
+def other_settings(config: _Config) -> list[str]:
+    """Settings that differ from those of the run's last start, as ``key: before -> now``.
+
+    A key that only one of the two has is of another version of this package, and is left out; so is everything where
+    the record is not readable: it is written anew at every start.
+    """
+    path = Path(config.run_dir) / CONFIG
+    if not path.is_file():
+        return []
+    try:
+        before = load_yaml(path)
+    except InputError:
+        return []
+    return list(_differences(config, before, yaml.safe_load(to_yaml(config)), ""))
+
+
+def refuse_other_settings_of_a_finished_run(config: _Config) -> None:
+    """A run whose last step is done is not done again, so other settings would have no effect, in silence.
+
+    Raises:
+        InputError: Naming the keys.
+    """
+    latest = find_latest(Path(config.run_dir) / "checkpoints")
+    if latest is None or int(latest.name[5:]) < config.train_steps:
+        return
+    changed = other_settings(config)
+    if changed:
+        raise InputError(
+            f"run_dir {config.run_dir}: is finished (step {int(latest.name[5:])}) with other settings: "
+            f"{'; '.join(changed)}; give another run_dir, or the settings that it was trained with"
+        )
+
+
+def _differences(config: Any, before: dict[str, Any], now: dict[str, Any], prefix: str) -> Iterator[str]:
+    for field in fields(config):
+        key = f"{prefix}{field.name}"
+        if key in _FREE or field.name not in before:
+            continue
+        old, new, value = before[field.name], now[field.name], getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _differences(value, old if isinstance(old, dict) else {}, new, f"{key}.")
+        elif old != new:
+            yield f"{key}: {old} -> {new}"
