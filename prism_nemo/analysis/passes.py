@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from prism_nemo.compiled import kept_on_disk
 
 THRESHOLDS_PERCENT: tuple[float, ...] = (0.1, 0.5, 1, 2, 5, 10)
 # Level of a weight: 0 equal, 1 changed by 0.1 % or less, then one more for each threshold that its change exceeds.
@@ -35,13 +36,7 @@ def limits(dtype: Any) -> np.ndarray[Any, Any]:
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    def compile_(cache: bool) -> Any:
-        return njit(cache=cache, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")(function)
-
-    try:
-        return compile_(True)
-    except RuntimeError:  # nowhere to keep the compiled code: neither beside this file nor in the user's cache
-        return compile_(False)
+    return kept_on_disk(function, fastmath={"reassoc", "contract"})
 
 
 @_compiled

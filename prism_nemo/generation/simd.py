@@ -9,17 +9,17 @@ Arrays are one-dimensional; ``uint16`` ones hold bf16 numbers, which numba has n
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+
+from prism_nemo.compiled import kept_on_disk
 
 LANES = 16
 # Numbers of the right type: numba would compute with a plain one in fp64.
@@ -52,55 +52,8 @@ vector = VectorType()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile for the machine, with the code kept on disk where there is a place for it.
-
-    numba writes beside the source or, where that is read-only, into the user's cache or ``NUMBA_CACHE_DIR``. Without
-    any such place every process compiles.
-    """
-    try:
-        found: Any = njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(function)
-    # Code is out of date when this file has changed too, of which numba does not know.
-    kept, own = found._cache._cache_file, Path(__file__).stat()
-    kept._source_stamp = kept._source_stamp, own.st_mtime, own.st_size
-    found._cache = _LockedCache(found._cache)
-    return found
-
-
-class _LockedCache:
-    """numba's cache of a function, used by one process at a time.
-
-    Two processes that compile for different types at the same time choose the same file name for their code, and until
-    both have written, the index of one leads to the code of the other (`numba/core/caching.py`,
-    `IndexDataCacheFile.save`).
-    """
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with ExitStack() as held:
-            # Not to be written to, or on a file system without locks: then every process compiles, or takes its chance.
-            with suppress(OSError):
-                Path(self._cache.cache_path).mkdir(parents=True, exist_ok=True)
-                lock = held.enter_context((Path(self._cache.cache_path) / "compiled.lock").open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def load_overload(self, *arguments: Any) -> Any:
-        """Compiled code for a signature, or None."""
-        with self._alone():
-            return self._cache.load_overload(*arguments)
-
-    def save_overload(self, *arguments: Any) -> None:
-        """Keep compiled code for a signature."""
-        with self._alone():
-            self._cache.save_overload(*arguments)
+    """See `prism_nemo.compiled`; what is compiled with these vectors is out of date when this file has changed too."""
+    return kept_on_disk(function, made_with=Path(__file__))
 
 
 def _instruction(function: Callable[..., Any]) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +14,13 @@ import torch.nn.functional as F
 from numba import njit
 
 import prism_nemo
-from prism_nemo.generation import simd
 from prism_nemo.generation.attention_kernel import attend
 from prism_nemo.generation.caches import PackedKeyValues
 from prism_nemo.generation.choose import choose
 from prism_nemo.generation.cpu_kernels import flat, normed, over_rows, serves, swiglu
 from prism_nemo.generation.drawing_kernel import draw
 from prism_nemo.generation.requests import SamplingParams
-from prism_nemo.generation.simd import compiled, exp, load, number, put, store
+from prism_nemo.generation.simd import exp, load, number, put, store
 
 # Unit roundoff of a type: half the distance from 1 to the next number.
 U = 2.0**-24
@@ -343,45 +340,3 @@ def test_processes_may_compile_at_the_same_time(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
     run_all(["float32", "bfloat16"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == before
-
-
-def test_code_is_kept_and_found_by_one_process_at_a_time(tmp_path: Path) -> None:
-    done = []
-
-    class Cache:
-        cache_path = str(tmp_path / "place")
-        nowhere = 7
-
-        def load_overload(self, *arguments: Any) -> Any:
-            with (tmp_path / "place" / "compiled.lock").open() as lock, pytest.raises(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return arguments
-
-        def save_overload(self, *arguments: Any) -> None:
-            done.append(self.load_overload(*arguments))
-
-    cache = simd._LockedCache(Cache())
-    assert cache.load_overload(1, 2) == (1, 2)
-    cache.save_overload(3)
-    assert done == [(3,)]
-    assert cache.nowhere == 7
-    with (tmp_path / "place" / "compiled.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    (tmp_path / "file").touch()
-    Cache.cache_path = str(tmp_path / "file" / "below")
-    Cache.load_overload = lambda self, *arguments: arguments
-    assert cache.load_overload(4) == (4,)
-
-
-def test_without_a_place_for_compiled_code_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What numba raises where neither the package's folder nor the user's cache can be written to."""
-    compile_ = simd.njit
-
-    def njit(cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function 'twice': no locator available for file 'x.py'")
-        return compile_(**options)
-
-    monkeypatch.setattr(simd, "njit", njit)
-    twice = compiled(lambda x: 2 * x)
-    assert twice(21) == 42
