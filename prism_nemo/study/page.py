@@ -45,6 +45,7 @@ def page(table: Table) -> str:
         f"Families: {', '.join(table.families)}. Seeds: {seeds}. Cells: {done} of {planned}. Test questions are only "
         "reported on: no checkpoint was chosen by them, every cell is its last step. Steps and rates were chosen in "
         "trials with other seeds and other test questions.",
+        *_incomplete(done, planned),
         "The models have about a million parameters. What holds here need not hold at 8 billion, and the reverse; what "
         "a null model explains here is a reason to ask for that null model there.",
         "## Verdicts",
@@ -66,6 +67,15 @@ def page(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _incomplete(done: int, planned: int) -> list[str]:
+    if done >= planned:
+        return []
+    return [
+        f"**The study is not complete: {planned - done} of its {planned} cells are not done.** Numbers of cells that "
+        "are done do not change any more; a claim stays open until a second seed of every family is there."
+    ]
+
+
 def _command(table: Table) -> str:
     seeds = len({seed for _, seed in table.groups})
     return f"prism-nemo study --out study --seeds {seeds} --families {','.join(table.families)}"
@@ -74,12 +84,7 @@ def _command(table: Table) -> str:
 def _claim_row(table: Table, claim: Claim) -> list[str]:
     bounds = claim.bounds(table, None)
     shown = "<br>".join(f"{bound.label}: {shown_effect(bound.effect, bound.digits)}" for bound in bounds)
-    return [f"[{claim.text}](#{_anchor(claim)})", f"**{decide(bounds)}**", shown]
-
-
-def _anchor(claim: Claim) -> str:
-    kept = "".join(c for c in claim.text.lower() if c.isalnum() or c in " -")
-    return kept.replace(" ", "-")
+    return [f"[{claim.text}](#{claim.key})", f"**{decide(bounds)}**", shown]
 
 
 def shown_effect(found: Effect | None, digits: int = 4) -> str:
@@ -100,6 +105,7 @@ def _section(table: Table, claim: Claim) -> list[str]:
             shown = shown_effect(bound.effect, bound.digits)
             rows.append([bound.label, family or "all", shown, seeds, _range(bound), bound.state])
     return [
+        f'<a id="{claim.key}"></a>',  # the same anchor wherever the page is shown; names made from titles are not
         f"## {claim.text}",
         f"Asked: {claim.rule}.",
         f"![{claim.text}](figures/pocket_study_{claim.key}.svg)",

@@ -27,6 +27,8 @@ Kind = Literal["not run", "dry", "refused", "slurm", "slow", "run"]
 # What a target of make does, at least.
 TARGETS = {
     "quickstart": ("pip install", "prism-nemo quickstart --out runs/quickstart"),
+    "study": ("pip install", "prism-nemo study --out study"),
+    "study-page": ("prism-nemo study --out study --data docs/data --page docs/pocket_study.md",),
     "test": ("ruff check", "mypy", "python -m pytest -m"),
 }
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/")

@@ -10,10 +10,8 @@ from made_up_study import made_up
 from prism_nemo.errors import InputError
 from prism_nemo.study.behaviour import forgotten
 from prism_nemo.study.page import page, write_page
-from prism_nemo.study.tidy import LINEAGE, MEASURES, read, write
+from prism_nemo.study.tidy import MEASURES, read, write
 from prism_nemo.study.verdicts import CLAIMS, HOLDS
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_tables_read_back_as_written(tmp_path: Path) -> None:
@@ -39,11 +37,6 @@ def test_page_is_that_of_the_tables(tmp_path: Path) -> None:
 
 def test_the_page_changes_with_a_number(tmp_path: Path) -> None:
     assert page(made_up()) != page(made_up({("mcs", "general_loss", ""): 4.1}))
-
-
-@pytest.mark.skipif(not (DOCS / "data" / LINEAGE).is_file(), reason="the study's tables are not in this checkout")
-def test_the_published_page_is_that_of_the_published_tables() -> None:
-    assert (DOCS / "pocket_study.md").read_text() == page(read(DOCS / "data"))
 
 
 def test_missing_and_foreign_tables_are_refused(tmp_path: Path) -> None:
