@@ -177,6 +177,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow  # each runs a command; that wrong ones are found without running is tested at once
 @pytest.mark.parametrize("line", list(WRONG))
 def test_a_wrong_command_is_found_by_running_it(line: str, in_block: InBlock) -> None:
     block = replace(ALL[FIRST][0], language="bash", text=line, clauses={"at pocket size": "CKPT, TOKENS, HF_DIR"})
