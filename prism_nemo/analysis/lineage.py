@@ -8,7 +8,7 @@ from prism_nemo.analysis.nulls import Schedule
 from prism_nemo.checkpoint.retention import step_of
 from prism_nemo.config import MidtrainConfig, RLConfig, load_yaml, resolve
 from prism_nemo.errors import InputError
-from prism_nemo.run import read_metrics
+from prism_nemo.run import CONFIG, read_metrics
 from prism_nemo.training.schedule import learning_rate
 
 
@@ -23,7 +23,7 @@ def schedule_of(run: Path, first: int = 0, last: int | None = None) -> Schedule:
     Raises:
         InputError: If it is no such directory, or has recorded no step.
     """
-    path = run / "config.yaml"
+    path = run / CONFIG
     if not path.is_file():
         raise InputError(f"{run}: no config.yaml there; give the directory of a mid-training or RL stage")
     values = load_yaml(path)
@@ -53,7 +53,7 @@ def stage_between(before: Path, after: Path) -> Schedule | None:
         None where `after` is no checkpoint of a run that began with `before` or passed through it.
     """
     run = after.parent.parent
-    if after.parent.name != "checkpoints" or not (run / "config.yaml").is_file():
+    if after.parent.name != "checkpoints" or not (run / CONFIG).is_file():
         return None
     last = step_of(after)
     if last is None:
@@ -61,7 +61,7 @@ def stage_between(before: Path, after: Path) -> Schedule | None:
     if before.resolve().parent == after.resolve().parent:
         first = step_of(before)
         return None if first is None or first > last else schedule_of(run, first, last)
-    values = load_yaml(run / "config.yaml")
+    values = load_yaml(run / CONFIG)
     origin = values.get("init_from")
     if origin is None or Path(str(origin)).resolve() != before.resolve():
         return None

@@ -19,6 +19,7 @@ from prism_nemo.config import load_yaml
 from prism_nemo.errors import InputError
 from prism_nemo.report.columns import Columns, Numbers
 from prism_nemo.report.read import mapping, sequence
+from prism_nemo.run import CONFIG
 from prism_nemo.status.files import read_text
 
 # Depth below a named folder that is looked into, and the largest JSON file that can be a result.
@@ -154,7 +155,7 @@ def _look(folder: Path, depth: int, found: Found, seen: set[Path]) -> None:
     for entry in entries:
         if entry.suffix == ".json" and entry.name != LOCK and entry.is_file():
             _take(entry, found)
-        elif entry.suffix in (".yaml", ".yml") and entry.name != "config.yaml" and entry.is_file():
+        elif entry.suffix in (".yaml", ".yml") and entry.name != CONFIG and entry.is_file():
             _take_card(entry, found)
         elif depth and entry.is_dir() and not entry.name.startswith(".") and entry.name not in _BULK:
             _look(entry, depth - 1, found, seen)
@@ -196,7 +197,7 @@ def _run(folder: Path, found: Found) -> Run:
     except (OSError, ValueError, RecursionError) as error:
         found.warnings.append(f"{folder.name}/lineage.json cannot be read ({error}); where it comes from is unknown.")
     try:
-        config = load_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+        config = load_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     except (InputError, OSError, ValueError) as error:
         found.warnings.append(f"{folder.name}/config.yaml cannot be read ({error}).")
     try:

@@ -1,7 +1,8 @@
-"""Figures as a page of their own: one HTML file without the network, in the report's style."""
+"""Figures outside of the report, in its style: as a page of their own, one HTML file without the network, or as SVG."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def figure_page(title: str, intro: str, figures: Sequence[tuple[str, Markup, str
         f'<header class="page"><h1>{escape(clean(title))}</h1><p class="lede">{escape(clean(intro))}</p></header>'
         f"<main>{cards}</main></body></html>"
     )
+
+
+def standalone_svg(drawing: Markup) -> str:
+    """A drawing as an SVG file: with the style sheet's colours and its rules for pictures, and a background."""
+    css = _CSS.read_text(encoding="utf-8")
+    colours = css.partition("\n* {")[0]
+    rules = "\n".join(re.findall(r"^svg[^{]*\{[^}]*\}", css, re.M))
+    style = f"<style>{colours}\n{rules}\nsvg {{ background: var(--card); }}</style>"
+    head, _, rest = str(drawing).partition(">")
+    if "xmlns=" not in head:
+        head += ' xmlns="http://www.w3.org/2000/svg"'
+    return f"{head}>{style}{rest}\n"
 
 
 def write_figures(path: Path, title: str, intro: str, figures: Sequence[tuple[str, Markup, str]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from prism_nemo.config import load_yaml
 from prism_nemo.errors import InputError
+from prism_nemo.run import CONFIG
 from prism_nemo.status.files import holder, last_lines, newest_checkpoint, read_json
 from prism_nemo.status.problems import chain_problems, clock_problems, disk_problems, lock_problems, silence
 from prism_nemo.status.run_status import RunStatus
@@ -107,10 +108,10 @@ def _status(run: Path, jobs: list[Job] | None, now: float) -> RunStatus:
 
 
 def _config(run: Path) -> tuple[dict[str, Any], str | None]:
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG).is_file():
         return {}, None
     try:
-        return load_yaml(run / "config.yaml"), None
+        return load_yaml(run / CONFIG), None
     except InputError as error:
         return {}, str(error)
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import statistics
 from collections.abc import Sequence
-from pathlib import Path
-
-from markupsafe import Markup
 
 from prism_nemo.report.charts import Estimate, interval_rows
+from prism_nemo.report.standalone import standalone_svg
 from prism_nemo.report.svg import Style
-from prism_nemo.study.behaviour import TASKS
 from prism_nemo.study.effects import Effect, effect
 from prism_nemo.study.plan import Cell, plan
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import Claim
+from prism_nemo.study.verdicts import Claim, mean_of_tasks
 
 _BASE, _MIDTRAINED, _RL, _CONTROL = (
     Style("s-base", "circle"), Style("s-midtrained", "square"), Style("s-prism-rl", "star"),
     Style("s-base-rl", "triangle"),
 )  # fmt: skip
 _STYLES = (_BASE, _MIDTRAINED, _RL, _CONTROL)
-_CSS = Path(__file__).parent.parent / "report" / "page.css"
 _WIDTH = 760
 
 
@@ -34,11 +28,10 @@ def models() -> list[Cell]:
 def claim_figure(table: Table, claim: Claim) -> str:
     """Each effect of a claim, of all families and of each, with its interval over seeds."""
     rows = []
-    for number, bound in enumerate(claim.bounds(table, None)):
-        for family in (None, *table.families):
-            e = claim.bounds(table, family)[number].effect
-            label = f"{bound.label} ({family or 'all'})"
-            rows.append(_row(label, _STYLES[number % len(_STYLES)], e))
+    by_family = [(family or "all", claim.bounds(table, family)) for family in (None, *table.families)]
+    for number, bound in enumerate(by_family[0][1]):
+        for family, bounds in by_family:
+            rows.append(_row(f"{bound.label} ({family})", _STYLES[number % len(_STYLES)], bounds[number].effect))
     # The axis is that of the means: an interval of two seeds may be ten times as wide, and would hide them.
     means = [row.value for row in rows if row.value is not None]
     reach = None
@@ -50,15 +43,9 @@ def claim_figure(table: Table, claim: Claim) -> str:
 
 def accuracy_figure(table: Table) -> str:
     """Mean accuracy over tasks of every cell, all families."""
-    rows = []
-    for cell in models():
-
-        def of(family: str, seed: int, name: str = cell.name) -> float | None:
-            values = [table.value(family, seed, name, "accuracy", task) for task in TASKS]
-            known = [value for value in values if value is not None]
-            return statistics.fmean(known) if len(known) == len(values) else None
-
-        rows.append(_row(cell.name, _style(cell), effect(table, of)))
+    rows = [
+        _row(cell.name, _style(cell), effect(table, mean_of_tasks(table, cell.name, "accuracy"))) for cell in models()
+    ]
     return _drawn(rows, "Accuracy of every cell, mean of three tasks", 3, (0.0, 1.0), None)
 
 
@@ -79,20 +66,7 @@ def _row(label: str, style: Style, e: Effect | None) -> Estimate:
 def _drawn(
     rows: Sequence[Estimate], title: str, digits: int, reach: tuple[float, float] | None, reference: float | None
 ) -> str:
-    drawing = interval_rows(
+    return standalone_svg(interval_rows(
         rows, title=title, value_format=lambda value: f"{value:.{digits}f}", x_range=reach, reference=reference,
         width=_WIDTH,
-    )  # fmt: skip
-    return _alone(drawing)
-
-
-def _alone(drawing: Markup) -> str:
-    """With the colours and the rules for pictures of the report's style sheet, and a background."""
-    css = _CSS.read_text(encoding="utf-8")
-    colours = css.partition("\n* {")[0]
-    rules = "\n".join(re.findall(r"^svg[^{]*\{[^}]*\}", css, re.M))
-    style = f"<style>{colours}\n{rules}\nsvg {{ background: var(--card); }}</style>"
-    head, _, rest = str(drawing).partition(">")
-    if "xmlns=" not in head:
-        head += ' xmlns="http://www.w3.org/2000/svg"'
-    return f"{head}>{style}{rest}\n"
+    ))  # fmt: skip

@@ -9,6 +9,7 @@ from prism_nemo.study.effects import effect
 from prism_nemo.study.figures import models
 from prism_nemo.study.insides import PATH_POINTS
 from prism_nemo.study.tidy import LINEAGE, MEASURES, UPDATES, Table
+from prism_nemo.study.verdicts import mean_of_tasks
 
 _MOVED = ("mcs", "noret", "mcs-rl-rate", "rl-mcs-study-think", "rl-mcs-random", "rl-mcs-x10", "rl-base-study-think")
 _NULLS = ("decay", "random_walk", "drift")
@@ -58,12 +59,10 @@ def nulls(table: Table) -> str:
 def updates(table: Table) -> str:
     """Which updates point the same way."""
     one = "rl-mcs-study-think"
-    names = dict.fromkeys(name for pair in table.pairs if one in (pair["one"], pair["two"]) for name in _both(pair))
-    rows = []
-    for name in names:
-        if name != one:
-            shown = [_pair(table, one, name, measure) for measure in ("cosine", "same_sign", "jaccard_1")]
-            rows.append([name, *shown, _pair(table, one, name, "by_size_of_weight_1")])
+    measures = ("cosine", "same_sign", "jaccard_1", "by_size_of_weight_1")
+    pairs = [(pair["one"], pair["two"]) for pair in table.pairs]
+    names = dict.fromkeys(name for pair in pairs if one in pair for name in pair if name != one)
+    rows = [[name, *(_pair(table, one, name, measure) for measure in measures)] for name in names]
     head = ["update", "cosine", "same sign", "overlap of weights changed > 1 %", "overlap expected by size of weight"]
     return (
         f"Each beside the update of `{one}`. Weights that are small change by more than 1 % in any update, so two "
@@ -87,10 +86,6 @@ def rows_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _both(pair: dict[str, str]) -> tuple[str, str]:
-    return pair["one"], pair["two"]
-
-
 def _shown(table: Table, of: Callable[[str, int], float | None], digits: int) -> str:
     found = effect(table, of)
     return "-" if found is None else f"{found.mean:.{digits}f}"
@@ -105,12 +100,7 @@ def _pair(table: Table, one: str, two: str, measure: str) -> str:
 
 
 def _mean_of_tasks(table: Table, cell: str, measure: str, digits: int) -> str:
-    def of(family: str, seed: int) -> float | None:
-        values = [table.value(family, seed, cell, measure, task) for task in TASKS]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else None
-
-    return _shown(table, of, digits)
+    return _shown(table, mean_of_tasks(table, cell, measure), digits)
 
 
 def how(table: Table) -> str:

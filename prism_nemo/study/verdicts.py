@@ -103,13 +103,19 @@ def decide(bounds: Sequence[Bound]) -> str:
     return NULL if all(state == "met" for state in nulls) else OPEN
 
 
-def _accuracy(table: Table, cell: str, tasks: Sequence[str] = TASKS, measure: str = "accuracy") -> Of:
+def mean_of_tasks(table: Table, cell: str, measure: str, tasks: Sequence[str] = TASKS) -> Of:
+    """A measure of a cell, mean over tasks; None where one of them was not measured."""
+
     def of(family: str, seed: int) -> float | None:
         values = [table.value(family, seed, cell, measure, task) for task in tasks]
         known = [value for value in values if value is not None]
         return statistics.fmean(known) if len(known) == len(values) else None
 
     return of
+
+
+def _accuracy(table: Table, cell: str, tasks: Sequence[str] = TASKS) -> Of:
+    return mean_of_tasks(table, cell, "accuracy", tasks)
 
 
 def _minus(one: Of, two: Of) -> Of:
@@ -139,7 +145,7 @@ def _best_from_base(table: Table) -> Of:
         values = []
         for cell in FROM_BASE:
             measure = "free_accuracy" if cell.endswith("free") else "accuracy"
-            gain = _minus(_accuracy(table, cell, measure=measure), _accuracy(table, "base", measure=measure))
+            gain = _minus(mean_of_tasks(table, cell, measure), mean_of_tasks(table, "base", measure))
             values.append(gain(family, seed))
         known = [value for value in values if value is not None]
         return max(known) if len(known) == len(values) else None

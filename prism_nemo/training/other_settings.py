@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import yaml
 
 from prism_nemo.checkpoint.native import find_latest
+from prism_nemo.checkpoint.retention import step_of
 from prism_nemo.config import load_yaml, to_yaml
 from prism_nemo.errors import InputError
 from prism_nemo.run import CONFIG
@@ -53,12 +54,13 @@ def refuse_other_settings_of_a_finished_run(config: _Config) -> None:
         InputError: Naming the keys.
     """
     latest = find_latest(Path(config.run_dir) / "checkpoints")
-    if latest is None or int(latest.name[5:]) < config.train_steps:
+    step = None if latest is None else step_of(latest)
+    if step is None or step < config.train_steps:
         return
     changed = other_settings(config)
     if changed:
         raise InputError(
-            f"run_dir {config.run_dir}: is finished (step {int(latest.name[5:])}) with other settings: "
+            f"run_dir {config.run_dir}: is finished (step {step}) with other settings: "
             f"{'; '.join(changed)}; give another run_dir, or the settings that it was trained with"
         )
 

@@ -24,6 +24,7 @@ from prism_nemo.checkpoint.native import (
     set_aside_damaged,
     step_directory,
 )
+from prism_nemo.checkpoint.retention import step_of
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import CheckpointConfig, ParallelConfig, ScheduleConfig, check_positive
 from prism_nemo.errors import InputError, StoppedEarly
@@ -166,7 +167,7 @@ def begin(
             remove_leftovers(step_directory(run.checkpoints, 0), alone=True)
     verify = config.checkpoint.verify_on_load
     latest, problems = newest_good(run.checkpoints, verify)
-    where = f"step {int(latest.name[5:])}" if latest is not None else "the beginning"
+    where = f"step {step_of(latest)}" if latest is not None else "the beginning"
     for problem in problems:
         sys.stderr.write(f"{problem}; the run goes back to {where}\n")
     state = TrainState()

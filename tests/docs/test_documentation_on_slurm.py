@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from execution import Place, Run, run_command
 from pages import Block, blocks, commands_of, pages
-from slurm_cluster import SlurmCluster, missing
+from slurm_cluster import SlurmCluster, running_cluster
 from stand_ins import has_nemo_run
 from workspace import copy_for, make_workspace
 
@@ -35,15 +34,8 @@ NODES = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    reason = missing()
-    if reason is not None:
-        pytest.skip(f"no Slurm: {reason}")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        found = SlurmCluster(Path(folder), nodes=8)
-        try:
-            yield found
-        finally:
-            found.stop()
+    with running_cluster() as found:
+        yield found
 
 
 @pytest.fixture

@@ -14,10 +14,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 _PLUGINS = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
@@ -49,6 +52,20 @@ def _free_ports(count: int) -> int:
                 one.close()
         return first
     raise RuntimeError("no free ports")
+
+
+@contextlib.contextmanager
+def running_cluster(nodes: int = 8) -> Iterator[SlurmCluster]:
+    """A cluster for a test, which is skipped with the reason where there can be none."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(f"no Slurm: {reason}")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        found = SlurmCluster(Path(folder), nodes=nodes)
+        try:
+            yield found
+        finally:
+            found.stop()
 
 
 class SlurmCluster:

@@ -8,13 +8,12 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster, missing
+from slurm_cluster import SlurmCluster, running_cluster
 from tiny_training import build_data, column, midtrain_config, write_llama
 
 from prism_nemo.checkpoint.convert import import_hf
@@ -31,15 +30,8 @@ SCRIPTS = ["mid_3b", "mid_8b", "mid_24b", "rl_8b", "rl_24b", "prism_24b", "eval"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    reason = missing()
-    if reason is not None:
-        pytest.skip(f"no Slurm: {reason}")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        found = SlurmCluster(Path(folder), nodes=8)
-        try:
-            yield found
-        finally:
-            found.stop()
+    with running_cluster() as found:
+        yield found
 
 
 def job_environment(root: Path, **more: str) -> dict[str, str]:

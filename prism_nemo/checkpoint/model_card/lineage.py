@@ -17,6 +17,7 @@ import yaml
 from prism_nemo.checkpoint.atomic import MANIFEST, read_manifest
 from prism_nemo.checkpoint.hashes import sha256
 from prism_nemo.errors import InputError
+from prism_nemo.run import CONFIG
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _parent(path: Path, run: Path, lineage: dict[str, Any]) -> tuple[Path, dict[
 
 
 def _stage(run: Path, checkpoint: Path, step: int, lineage: dict[str, Any]) -> Stage:
-    config = _yaml(run / "config.yaml")
+    config = _yaml(run / CONFIG)
     last = _last_values(run / "metrics.jsonl", step)
     return Stage(
         directory=run,
