@@ -127,6 +127,7 @@ benchmark: $(STAMP)
 	@$(BIN)/python benchmarks/rollout.py
 	@$(BIN)/python benchmarks/evaluation.py
 	@$(BIN)/python benchmarks/analysis.py
+	@$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from pages import ROOT, Command
 from stand_ins import at_pocket_size, has_nemo_run, refusal_of
 
 Run = Callable[..., tuple[int, str, str]]
-Kind = Literal["not run", "dry", "refused", "slurm", "slow", "run"]
+Kind = Literal["dry", "refused", "slurm", "slow", "run"]
 # What a target of make does, at least.
 TARGETS = {
     "quickstart": ("pip install", "prism-nemo quickstart --out runs/quickstart"),
@@ -37,8 +38,6 @@ _PATIENCE = 120.0  # seconds until a process must have said something
 
 def kind_of(command: Command) -> Kind:
     """How a command is tested; ``dry``: what it would do is asked for and compared."""
-    if command.block.reason:
-        return "not run"
     if command.words[0] in ("make", "pip"):
         return "dry"
     if refusal_of(command) is not None:
@@ -81,8 +80,13 @@ def run_command(command: Command, place: Place) -> str:
         if refusal.elsewhere:
             return ""
         refusal = None
+    forwarded = None
+    if small.words[0] == "ssh":
+        forwarded, small = over_there(small)
     if small.words[0] == "prism-nemo" and small.words[1] == "watch" and "--once" not in small.words:
-        return watch(small, place)
+        text = watch(small, place)
+        assert forwarded is None or f"http://{forwarded}/" in text, f"{command.text}: forwards to {forwarded}:\n{text}"
+        return text
     if small.words[0] == "export":
         place.environment |= dict(word.split("=", 1) for word in small.words[1:])
         return ""
@@ -167,6 +171,23 @@ def _would_make(words: Sequence[str]) -> tuple[int, str]:
         for part in TARGETS[target]:
             assert part in done.stdout, f"make {target}: does not do: {part}"
     return done.returncode, done.stdout + done.stderr
+
+
+def over_there(command: Command) -> tuple[str, Command]:
+    """What `ssh` starts on the other machine, which is this one here, and the address there that it forwards to.
+
+    Raises:
+        AssertionError: For a command that does not forward a port, or that Ctrl-C here would leave running there.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("-t", action="store_true")
+    parser.add_argument("-L", default="")
+    parser.add_argument("host")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(command.words[1:])
+    assert options.L, f"{command.text}: forwards no port"
+    assert options.t, f"{command.text}: without a terminal (-t) Ctrl-C ends ssh and not what it started"
+    return options.L.partition(":")[2], replace(command, words=tuple(options.command))
 
 
 def watch(command: Command, place: Place) -> str:

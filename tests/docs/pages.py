@@ -4,7 +4,6 @@ A mark is an HTML comment right above a block; readers do not see it. Its clause
 
 | clause | |
 |---|---|
-| ``not run: REASON`` | the commands are parsed, and not run |
 | ``slow: REASON`` | run with the slow tests only |
 | ``slurm: REASON`` | run with the tests that start a Slurm of their own |
 | ``at pocket size`` | run with few steps and short answers (`stand_ins.SIZES`) |
@@ -24,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SHELL = ("", "bash", "console", "sh")
 # Name of a clause -> whether it says something behind a colon; None: it may.
-CLAUSES = {"not run": True, "slow": True, "slurm": True, "at pocket size": None, "file": True, "runs": True}
+CLAUSES = {"slow": True, "slurm": True, "at pocket size": None, "file": True, "runs": True}
 # Of these a block has at most one.
-_APART = ("not run", "slow", "slurm", "file", "runs")
+_APART = ("slow", "slurm", "file", "runs")
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n+)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```",
     re.M | re.S,
@@ -52,11 +51,6 @@ class Block:
     text: str
     mark: str
     clauses: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def reason(self) -> str:
-        """Why it is not run; empty if it is."""
-        return self.clauses.get("not run", "")
 
     @property
     def stand_ins(self) -> tuple[str, ...] | None:
@@ -112,7 +106,7 @@ def read_mark(mark: str) -> dict[str, str]:
         found[name] = text.strip()
     if sum(name in found for name in _APART) > 1:
         raise ValueError(f"'{mark}': only one of {', '.join(_APART)}")
-    if "at pocket size" in found and any(name in found for name in ("not run", "file", "runs")):
+    if "at pocket size" in found and any(name in found for name in ("file", "runs")):
         raise ValueError(f"'{mark}': only what is run has a size")
     return found
 

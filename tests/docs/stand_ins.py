@@ -55,6 +55,7 @@ STAND_INS = {
     "runs/quickstart": StandIn(files={"runs/quickstart": "made-up-quickstart"}),
     "web": StandIn("general-heldout"),  # a held-out source of data/pocket
     "h100x64": StandIn("cpu"),
+    "/scratch": StandIn("."),
     "step_00025000": StandIn("step_00000004"),
     "step_00001000": StandIn("step_00000002"),
     "--step 40": StandIn("2"),

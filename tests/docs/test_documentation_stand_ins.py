@@ -30,12 +30,12 @@ def small(line: str, names: str) -> str:
     ("mark", "message"),
     [
         ("note: this is no mark", "no clause"),
-        ("not run", "nothing behind it"),
+        ("slow", "nothing behind it"),
         ("slow: ", "nothing behind it"),
         ("at pocket size: ", "nothing behind it"),
         ("slow: a; slow: b", "given twice"),
-        ("slow: a; not run: b", "only one of"),
-        ("not run: a; at pocket size", "only what is run has a size"),
+        ("slow: a; slurm: b", "only one of"),
+        ("file: a; at pocket size", "only what is run has a size"),
     ],
 )
 def test_wrong_marks_are_refused(mark: str, message: str) -> None:
@@ -46,7 +46,7 @@ def test_wrong_marks_are_refused(mark: str, message: str) -> None:
 def test_clauses_of_a_mark() -> None:
     assert read_mark("") == {}
     found = block_of("", "slow: minutes; at pocket size: HF_DIR, --step 40")
-    assert (found.clauses["slow"], found.stand_ins, found.reason) == ("minutes", ("HF_DIR", "--step 40"), "")
+    assert (found.clauses["slow"], found.stand_ins) == ("minutes", ("HF_DIR", "--step 40"))
     assert block_of("", "at pocket size").stand_ins == ()
     assert block_of("", "slow: minutes").stand_ins is None
 
