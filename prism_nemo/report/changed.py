@@ -6,6 +6,7 @@ from typing import Any
 
 from prism_nemo.report import charts
 from prism_nemo.report.formatting import decimal, percent, significant
+from prism_nemo.report.line_charts import Series, line_chart
 from prism_nemo.report.read import mapping, number, objects, sequence, share, words
 from prism_nemo.report.story import Story
 from prism_nemo.report.svg import Style
@@ -199,14 +200,14 @@ def _path(measure: str, names: list[str], rows: list[dict[str, Any]]) -> Figure:
         whole = all(one == one for one in (*low, *high))
         style = styles[place % len(styles)]
         series.append(
-            charts.Series(name, style, at, values, low=low if whole else (), high=high if whole else ())
+            Series(name, style, at, values, low=low if whole else (), high=high if whole else ())
         )  # fmt: skip
         numbers += [
             (f"{name} at {x:.3g}", shown(y), f"{shown(a)} to {shown(b)}")
             for x, y, a, b in zip(at, values, low, high, strict=True)
         ]
     title = {"loss": "Loss along the path", "pass_rate": "Pass rate along the path"}.get(measure, measure)
-    svg = charts.line_chart(
+    svg = line_chart(
         series, title=title, x_label="0: first model, 1: second, 2: third", y_label=measure.replace("_", " "),
         y_format=shown, y_range=(0.0, 1.0) if measure == "pass_rate" else None,
     )  # fmt: skip

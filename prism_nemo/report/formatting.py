@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 NOT_MEASURED = "not measured"
+
+Format = Callable[[float], str]
 
 
 def _absent(value: float | None) -> bool:

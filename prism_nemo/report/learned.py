@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prism_nemo.report import charts, curves
-from prism_nemo.report.charts import Format, Series
+from prism_nemo.report import curves
 from prism_nemo.report.find import Run
-from prism_nemo.report.formatting import decimal, percent, significant, whole
+from prism_nemo.report.formatting import Format, decimal, percent, significant, whole
+from prism_nemo.report.line_charts import Series, line_chart
 from prism_nemo.report.model import SPARE, Model
 from prism_nemo.report.story import Story
 from prism_nemo.report.svg import Style
@@ -105,7 +105,7 @@ def _figure(
         limits = None  # a reward with penalties leaves 0 to 1, and nothing may be drawn at the edge that lies beyond
     along = any((before or {}).values())
     wide = key == "loss"
-    svg = charts.line_chart(
+    svg = line_chart(
         series,
         title=title,
         x_label="optimizer step, counted along the lineage" if along else "optimizer step",
@@ -152,7 +152,7 @@ def _sources(story: Story, model: Model, run: Run) -> Figure | None:
             if name in shown:
                 series.append(one)
     title = f"Loss per source: {model.name}"
-    svg = charts.line_chart(series, title=title, x_label="optimizer step", y_label="nats per token")
+    svg = line_chart(series, title=title, x_label="optimizer step", y_label="nats per token")
     left = len(names) - len(shown)
     caption = _BAND + (f" {left} more sources are in the numbers only." if left else "")
     return Figure(title, svg, caption, Table(("source", *_COLUMNS), rows, title))

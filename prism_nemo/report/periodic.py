@@ -10,9 +10,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from prism_nemo.report import charts, curves
+from prism_nemo.report import curves
 from prism_nemo.report.find import Run
 from prism_nemo.report.formatting import NOT_MEASURED, decimal, interval, percent
+from prism_nemo.report.line_charts import Series, line_chart
 from prism_nemo.report.model import Model
 from prism_nemo.report.read import number
 from prism_nemo.report.story import Story
@@ -88,8 +89,8 @@ def _figure(kind: str, name: str, asked: list[_Asked]) -> Figure:
         low = [value if end is None else end for value, (end, _) in zip(y, ends, strict=True)]
         high = [value if end is None else end for value, (_, end) in zip(y, ends, strict=True)]
         label, style = one.model.name, one.model.style
-        series.append(charts.Series(label, style, x, y, low=low, high=high))
-        series.append(charts.Series(label, style, x, y, points=True))
+        series.append(Series(label, style, x, y, low=low, high=high))
+        series.append(Series(label, style, x, y, points=True))
         for place in curves.thin(len(x), _MOST_ROWS):
             row: tuple[str, ...] = (f"{label} at step {x[place]:,.0f}", shown(y[place]))
             if accuracy:
@@ -97,7 +98,7 @@ def _figure(kind: str, name: str, asked: list[_Asked]) -> Figure:
                 row += (interval(*ends[place]), percent(form), decimal(length, 1))
             rows.append(row)
     title = f"{name} while training" if accuracy else f"Loss on {name} while training"
-    svg = charts.line_chart(
+    svg = line_chart(
         series,
         title=title,
         x_label="optimizer step",
@@ -117,5 +118,5 @@ def _figure(kind: str, name: str, asked: list[_Asked]) -> Figure:
     return Figure(title, svg, caption, Table(columns, rows or [(name, *[NOT_MEASURED] * (len(columns) - 1))], title))
 
 
-def _within(series: list[charts.Series]) -> bool:
+def _within(series: list[Series]) -> bool:
     return all(0 <= value <= 1 for one in series for value in one.y if math.isfinite(value))

@@ -12,8 +12,9 @@ import pytest
 from markupsafe import Markup
 
 from prism_nemo.report import charts, curves
-from prism_nemo.report.charts import Bar, Estimate, Series
+from prism_nemo.report.charts import Bar, Estimate
 from prism_nemo.report.formatting import clean, compact, decimal, duration, percent, signed, significant
+from prism_nemo.report.line_charts import Series, line_chart
 from prism_nemo.report.svg import Scale, Style, nothing, span, ticks
 
 STYLE = Style("s-base", "circle")
@@ -44,7 +45,7 @@ def lines(svg: Markup) -> list[list[tuple[float, float]]]:
 def draw(x: list[float], y: list[float], **options: object) -> Markup:
     """Draws one curve."""
     series = [Series("Base", STYLE, x, y)]
-    return charts.line_chart(series, title="Loss", x_label="step", y_label="nats", **options)  # type: ignore[arg-type]
+    return line_chart(series, title="Loss", x_label="step", y_label="nats", **options)  # type: ignore[arg-type]
 
 
 def test_curve_goes_through_its_points() -> None:
@@ -83,7 +84,7 @@ def test_any_series_gives_a_sound_picture(y: list[float]) -> None:
 
 
 def test_no_series_at_all_says_not_measured() -> None:
-    svg = charts.line_chart([], title="Loss", x_label="step", y_label="nats")
+    svg = line_chart([], title="Loss", x_label="step", y_label="nats")
     parse(svg)
     assert "not measured" in svg
 
@@ -186,7 +187,7 @@ def test_any_heat_gives_a_sound_picture(rows: list[tuple[str, list[float | None]
 def test_text_from_outside_is_escaped() -> None:
     style = Style("s-other")
     pictures = [
-        charts.line_chart([Series(HOSTILE, style, [1], [1])], title=HOSTILE, x_label=HOSTILE, y_label=HOSTILE),
+        line_chart([Series(HOSTILE, style, [1], [1])], title=HOSTILE, x_label=HOSTILE, y_label=HOSTILE),
         charts.interval_rows([Estimate(HOSTILE, style, 0.5)], title=HOSTILE, value_format=percent),
         charts.horizontal_bars([Bar(HOSTILE, style, 1.0, HOSTILE, HOSTILE, note=HOSTILE)], title=HOSTILE),
         charts.heat_strip([(HOSTILE, [1.0])], [HOSTILE], title=HOSTILE, value_format=str, centre=0.0, least_reach=1),
