@@ -7,6 +7,7 @@ function mend() {
   document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset table").forEach((frame) => {
     if (frame.scrollWidth > frame.clientWidth) { frame.tabIndex = 0; }
   });
+  document.querySelectorAll("[role=dialog]:not([aria-label])").forEach((box) => { box.setAttribute("aria-label", "Search"); });
   document.querySelectorAll("th").forEach((head) => {
     if (!head.textContent.trim()) { head.replaceWith(document.createElement("td")); }
   });

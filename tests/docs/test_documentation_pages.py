@@ -32,3 +32,14 @@ def test_a_page_has_no_faults(site: Path, name: str, width: int, scheme: Literal
         assert page.console == []
         assert page.axe() == []
         assert not page.scrolls_sideways()  # a wide table or line of code scrolls in its own frame
+
+
+def test_a_page_from_disk_can_be_searched(site: Path) -> None:
+    with open_page(site / "index.html") as page:
+        page.page.click(".md-search__input")
+        page.page.locator(".md-search__input").press_sequentially("retention")
+        results = page.page.locator(".md-search-result__link")
+        results.first.wait_for(timeout=60_000)
+        found = {link.get_attribute("href") or "" for link in results.all()}
+        assert any("/evaluation.html" in address for address in found), found
+        assert page.console == []
