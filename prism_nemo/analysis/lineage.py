@@ -15,6 +15,8 @@ from prism_nemo.training.schedule import learning_rate
 def schedule_of(run: Path, first: int = 0, last: int | None = None) -> Schedule:
     """The learning rates of a stage's updates, and its weight decay.
 
+    An RL step updates as often as its metrics say: not at all where no group's answers differ in reward.
+
     Args:
         run: Directory of a mid-training or RL stage.
         first: Step that is the earlier checkpoint; 0 for what the stage began with.
@@ -27,21 +29,22 @@ def schedule_of(run: Path, first: int = 0, last: int | None = None) -> Schedule:
     if not path.is_file():
         raise InputError(f"{run}: no config.yaml there; give the directory of a mid-training or RL stage")
     values = load_yaml(path)
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "step" in line]
     if last is None:
-        steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "step" in line]
-        if not steps:
+        if not lines:
             raise InputError(f"{run / 'metrics.jsonl'}: no step is recorded")
-        last = max(steps)
+        last = max(line["step"] for line in lines)
     config: MidtrainConfig | RLConfig
     if "grpo" in values:
         config = resolve(RLConfig, values, [], source=str(path))
         updates = config.grpo.mini_batches * config.grpo.epochs
     else:
         config, updates = resolve(MidtrainConfig, values, [], source=str(path)), 1
+    taken = {line["step"]: int(line["updates"]) for line in lines if "updates" in line}
     rates = [
         learning_rate(config.schedule, config.optimizer.lr, step, config.train_steps)
         for step in range(first, last)
-        for _ in range(updates)
+        for _ in range(taken.get(step + 1, updates))
     ]
     return Schedule.of(rates, config.optimizer.weight_decay)
 

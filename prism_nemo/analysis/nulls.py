@@ -185,6 +185,8 @@ def gaussian_levels(sizes: Array, scale: float, bf16: bool) -> Array:
     Stored in bf16, a weight moves to the number that is nearest to where it went: it passes a threshold if it comes
     nearer to the first number beyond it than to the one before that.
     """
+    if scale <= 0:  # nothing moves; below, fp32 takes any move for a change
+        return np.tile(np.eye(1, LEVELS), (len(sizes), 1))
     ups, downs = [], []
     for factor in (0.0, *_FACTORS):
         ups.append(_border(sizes, sizes * (1 + factor), True, bf16) - sizes)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
-from prism_nemo.run import versions, write_json
+from prism_nemo.run import source_commit, versions, write_json
 from prism_nemo.runtime.parent import end_with_command
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.plan import Cell
@@ -62,9 +62,11 @@ class Study:
         if before["settings"] != known:
             raise InputError(f"{out}: holds a study of other settings; choose another --out, or remove it")
         # Numbers are the same bit for bit on one kind of machine: whoever reads them must see if there were several.
-        machines = before.get("machines", [])
-        machines += [one for one in [machine()] if one not in machines]
-        write_json(record, {"settings": known, "versions": versions(), "machines": machines, "processes": processes})
+        # The same for the code, which may have been mended between two slices.
+        seen = {"machines": [*before.get("machines", [])], "commits": [*before.get("commits", [])]}
+        for name, now in (("machines", machine()), ("commits", source_commit())):
+            seen[name] += [now] if now is not None and now not in seen[name] else []
+        write_json(record, {"settings": known, "versions": versions(), **seen, "processes": processes})
         self.done = {cell.key for cell in cells if self.folders.read(cell) is not None}
         self.seconds = self._seen()
 

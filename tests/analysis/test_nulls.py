@@ -119,6 +119,16 @@ def test_which_nulls_there_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
+def test_without_an_update_every_null_stays_where_it_is(tmp_path: Path, bf16: bool) -> None:
+    before = weights()
+    before[0] = 0.0
+    seen, tally = observed(tmp_path, before, before)
+    for null in nulls_of(tally, bf16, Schedule.of([], 0.1)):
+        assert (null.thresholds, null.equal_fraction) == (seen.thresholds, 1.0), null.name
+        assert (null.relative_l2, null.sign_flip_fraction) == (0.0, 0.0), null.name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
 def test_levels_are_probabilities(bf16: bool) -> None:
     sizes = to_bf16(np.geomspace(1e-12, 10, 300))
     sizes[0] = 0.0

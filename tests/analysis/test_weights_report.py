@@ -24,6 +24,7 @@ from prism_nemo.checkpoint.convert import import_hf
 from prism_nemo.config import MidtrainConfig, ParallelConfig, RLConfig, to_yaml
 from prism_nemo.errors import InputError
 from prism_nemo.runtime.launch import launch
+from prism_nemo.training.schedule import learning_rate
 
 FAMILIES = ("llama", "granite-hybrid", "nemotron-h")
 
@@ -93,6 +94,11 @@ def test_a_schedule_is_read_from_the_run(tmp_path: Path) -> None:
     rl.grpo.mini_batches, rl.grpo.epochs = 2, 3
     (run / "config.yaml").write_text(to_yaml(rl))
     assert schedule_of(run, 0, 2).steps == 12
+    # No group of the first step had anything to tell apart, and one update of the second was left out.
+    lines = [{"step": 1, "updates": 0}, {"step": 2, "updates": 5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rate = learning_rate(rl.schedule, rl.optimizer.lr, 1, 2)
+    assert schedule_of(run) == Schedule.of([rate] * 5, rl.optimizer.weight_decay)
     (run / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="no step is recorded"):
         schedule_of(run)

@@ -128,12 +128,14 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
         Study(tmp_path, budget_named("half"), CELLS, lambda line: None, 1)
 
 
-def test_all_machines_of_a_study_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores in (2, 2, 8):
+def test_all_machines_and_commits_of_a_study_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, commit in ((2, None), (2, "a1"), (8, "a1"), (8, "b2+changes")):
         monkeypatch.setattr(pool, "machine", lambda cores=cores: {"vectors": "AVX512", "cores": cores})
+        monkeypatch.setattr(pool, "source_commit", lambda commit=commit: commit)
         _study(tmp_path)
     known = json.loads((tmp_path / "settings.json").read_text())
     assert [one["cores"] for one in known["machines"]] == [2, 8]
+    assert known["commits"] == ["a1", "b2+changes"]
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
