@@ -209,8 +209,14 @@ def _estimate(row: Estimate, across: Scale, top: float, width: float, value_form
     parts = [element("line", x1=across.start, x2=across.end, y1=y, y2=y, class_="track")]
     if row.low is not None and row.high is not None:
         left, right = across(row.low), across(row.high)
-        path = f"M{left:.1f} {y - 5:.1f}v10M{left:.1f} {y:.1f}H{right:.1f}M{right:.1f} {y - 5:.1f}v10"
-        parts.append(element("path", d=path, class_="whisker"))
+        # A cap where the interval ends; an arrow where only the drawing does.
+        ends = [
+            f"M{x + 6 * inwards:.1f} {y - 5:.1f}L{x:.1f} {y:.1f}L{x + 6 * inwards:.1f} {y + 5:.1f}"
+            if cut
+            else f"M{x:.1f} {y - 5:.1f}v10"
+            for x, inwards, cut in ((left, 1, row.low < across.low), (right, -1, row.high > across.high))
+        ]
+        parts.append(element("path", d=f"{''.join(ends)}M{left:.1f} {y:.1f}H{right:.1f}", class_="whisker"))
     parts.append(mark(row.style, across(row.value), y))
     if row.second is not None:
         parts.append(mark(row.style, across(row.second), second_y, 3.6, True))

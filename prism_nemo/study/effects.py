@@ -40,9 +40,9 @@ class Effect:
 def effect(table: Table, of: Callable[[str, int], float | None], family: str | None = None) -> Effect | None:
     """An effect over seeds.
 
-    Seeds of one family share nothing; families share the seed's texts and batches. So each family's seeds are averaged
-    first for the mean, and the interval is over seeds: of one family its values, of several the means over families at
-    each seed, which counts what families share once.
+    Seeds of one family share test questions and their sampling; families share the seed's texts and batches too. So
+    each family's seeds are averaged first for the mean, and the interval is over seeds: of one family its values, of
+    several the means over families at each seed, which counts what families share once.
 
     Args:
         table: The numbers.

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from prism_nemo.report.charts import Estimate, interval_rows
 from prism_nemo.report.standalone import standalone_svg
 from prism_nemo.report.svg import Style
+from prism_nemo.study.claims import mean_of_tasks
 from prism_nemo.study.effects import Effect, effect
 from prism_nemo.study.plan import Cell, plan
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import Claim, mean_of_tasks
+from prism_nemo.study.verdicts import Claim
 
 _BASE, _MIDTRAINED, _RL, _CONTROL = (
     Style("s-base", "circle"), Style("s-midtrained", "square"), Style("s-prism-rl", "star"),
@@ -28,7 +29,10 @@ def models() -> list[Cell]:
 def claim_figure(table: Table, claim: Claim) -> str:
     """Each effect of a claim, of all families and of each, with its interval over seeds."""
     rows = []
-    by_family = [(family or "all", claim.bounds(table, family)) for family in (None, *table.families)]
+    by_family = [
+        (family or "all", [bound for bound in claim.bounds(table, family) if not bound.told])
+        for family in (None, *table.families)
+    ]
     for number, bound in enumerate(by_family[0][1]):
         for family, bounds in by_family:
             rows.append(_row(f"{bound.label} ({family})", _STYLES[number % len(_STYLES)], bounds[number].effect))

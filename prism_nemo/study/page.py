@@ -7,11 +7,12 @@ from pathlib import Path
 
 from prism_nemo.checkpoint.atomic import write_text
 from prism_nemo.study import sections
+from prism_nemo.study.claims import CLAIMS, MENDED
 from prism_nemo.study.effects import Effect
 from prism_nemo.study.figures import accuracy_figure, claim_figure
 from prism_nemo.study.sections import rows_of
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import CLAIMS, Bound, Claim, decide
+from prism_nemo.study.verdicts import Bound, Claim, decide
 
 
 def write_page(table: Table, path: Path) -> list[Path]:
@@ -54,8 +55,9 @@ def page(table: Table) -> str:
             [_claim_row(table, claim) for claim in CLAIMS],
         ),
         "A bound is met or broken by the interval over seeds (Student's t; families averaged at each seed), and a "
-        "difference must exceed that between any two seeds of one family. The rules are "
-        "`prism_nemo/study/verdicts.py`; they were written before any result.",
+        "difference must exceed that between any two seeds of one family. Seeds differ in texts, weights, batches and "
+        "sampling of the training; test questions are the same, so the intervals are not about other questions.",
+        f"{MENDED} The rules are `prism_nemo/study/claims.py` and `verdicts.py`.",
         f"To reproduce every row: `{command}`; one family alone: add `--families NAME`.",
     ]
     for claim in CLAIMS:
@@ -83,8 +85,22 @@ def _command(table: Table) -> str:
 
 def _claim_row(table: Table, claim: Claim) -> list[str]:
     bounds = claim.bounds(table, None)
-    shown = "<br>".join(f"{bound.label}: {shown_effect(bound.effect, bound.digits)}" for bound in bounds)
-    return [f"[{claim.text}](#{claim.key})", f"**{decide(bounds)}**", shown]
+    shown = [f"{b.label}: {shown_effect(b.effect, b.digits)}{_apart(table, claim, n)}" for n, b in enumerate(bounds)]
+    shown = [line for line, bound in zip(shown, bounds, strict=True) if not bound.told]
+    return [f"[{claim.text}](#{claim.key})", f"**{decide(bounds)}**", "<br>".join(shown)]
+
+
+def _apart(table: Table, claim: Claim, number: int) -> str:
+    """Families on the other side of a bound than the mean over all: the mean alone would hide them."""
+    whole = claim.bounds(table, None)[number]
+    if whole.effect is None or whole.told or len(table.families) < 2:
+        return ""
+    found = []
+    for family in table.families:
+        own = claim.bounds(table, family)[number]
+        if own.effect is not None and own.allows(own.effect.mean) != whole.allows(whole.effect.mean):
+            found.append(f"{family} {own.effect.mean:.{own.digits}f}")
+    return f"; **on the other side of the bound: {', '.join(found)}**" if found else ""
 
 
 def shown_effect(found: Effect | None, digits: int = 4) -> str:
@@ -108,6 +124,7 @@ def _section(table: Table, claim: Claim) -> list[str]:
         f'<a id="{claim.key}"></a>',  # the same anchor wherever the page is shown; names made from titles are not
         f"## {claim.text}",
         f"Asked: {claim.rule}.",
+        claim.limits,
         f"![{claim.text}](figures/pocket_study_{claim.key}.svg)",
         rows_of(["effect", "family", "mean [95 %]", "seeds", "bound", "state"], rows),
     ]
@@ -119,4 +136,4 @@ def _range(bound: Bound) -> str:
         sides.append(f"at least {bound.low:g}")
     if math.isfinite(bound.high):
         sides.append(f"at most {bound.high:g}")
-    return ", ".join(sides) + (", more than between seeds" if bound.difference else "")
+    return ", ".join(sides or ["-"]) + (", more than between seeds" if bound.difference else "")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prism_nemo.study.claims import CLAIMS
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.page import shown_effect, write_page
 from prism_nemo.study.plan import plan
 from prism_nemo.study.pool import Study
 from prism_nemo.study.settings import FAMILIES, budget_named
 from prism_nemo.study.tidy import LINEAGE, collect, read, write
-from prism_nemo.study.verdicts import CLAIMS, decide
+from prism_nemo.study.verdicts import decide
 
 SEEDS = 3
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 
 from prism_nemo.study.behaviour import TASKS
+from prism_nemo.study.claims import mean_of_tasks
 from prism_nemo.study.effects import effect
 from prism_nemo.study.figures import models
 from prism_nemo.study.insides import PATH_POINTS
 from prism_nemo.study.tidy import LINEAGE, MEASURES, UPDATES, Table
-from prism_nemo.study.verdicts import mean_of_tasks
 
 _MOVED = ("mcs", "noret", "mcs-rl-rate", "rl-mcs-study-think", "rl-mcs-random", "rl-mcs-x10", "rl-base-study-think")
 _NULLS = ("decay", "random_walk", "drift")
@@ -18,21 +19,23 @@ _CKA = ("plain", "null_plain", "debiased", "null_debiased")
 
 def all_cells(table: Table) -> str:
     """What every model does."""
-    head = ["cell", *TASKS, "general loss", "tokens forgotten", "length", "entropy", "changed > 1 %", "CKA"]
+    head = ["cell", *TASKS, "general loss", "tokens forgotten", "learned", "length", "entropy", "changed > 1 %", "CKA"]
     rows = []
     for cell in models():
         name = cell.name
         shown = [_mean(table, name, "accuracy", task, 3) for task in TASKS]
         shown.append(_mean(table, name, "general_loss", "", 3))
-        shown.append(_mean(table, name, "forgotten_since_base", "general", 0))
+        shown += [_mean(table, name, f"{what}_since_base", "general", 0) for what in ("forgotten", "learned")]
         shown.append(_mean_of_tasks(table, name, "response_tokens", 1))
         shown.append(_mean_of_tasks(table, name, "entropy", 3))
         shown.append(_mean(table, name, "changed_1_percent", "observed", 3))
         shown.append(_mean(table, name, "cka_plain_min", "", 4))
         rows.append([name, *shown])
     return (
-        "Means over seeds and families; accuracy is sampled at temperature 1 under the `<think>` gate. Forgotten are "
-        "tokens of held-out general text that the base puts first and the model does not. Every number by family and "
+        "Means over seeds and families; accuracy is sampled at temperature 1 under the `<think>` gate, also of what "
+        "was trained without it (`free`). General text is Python's own library sources. Forgotten are tokens of it, "
+        f"held out, that the base puts first ({_right_before(table)} on average) and the model does not; learned the "
+        "reverse. Every number by family and "
         f"seed is in [`{MEASURES}`](data/{MEASURES}), every two updates in [`{UPDATES}`](data/{UPDATES}), where they "
         f"came from in [`{LINEAGE}`](data/{LINEAGE}).\n\n{rows_of(head, rows)}"
     )
@@ -52,7 +55,7 @@ def nulls(table: Table) -> str:
         "The nulls of weights know the learning rates, the weight decay and the number of updates, and nothing of the "
         "data: *decay* shrinks every weight, *random walk* moves each by its rate in a direction drawn anew for every "
         "update, *drift* always in the same. The null of CKA is the model's start, moved as far at random. CKA is that "
-        f"of the layer where it is least.\n\n{rows_of(head, rows)}"
+        f"of the layer where it is least, on general text, before the final norm.\n\n{rows_of(head, rows)}"
     )
 
 
@@ -103,6 +106,13 @@ def _mean_of_tasks(table: Table, cell: str, measure: str, digits: int) -> str:
     return _shown(table, mean_of_tasks(table, cell, measure), digits)
 
 
+def _right_before(table: Table) -> str:
+    counts = [
+        r["n"] for r in table.rows if r["measure"] == "forgotten_since_base" and r["name"] == "general" and r["n"]
+    ]
+    return f"{statistics.fmean(counts):,.0f}" if counts else "-"
+
+
 def how(table: Table) -> str:
     """Budget, cost, machine, outcomes."""
     settings: dict[str, float] = table.lineage.get("settings", {})
@@ -116,7 +126,8 @@ def how(table: Table) -> str:
     machines = [", ".join(f"{key} {value}" for key, value in one.items()) for one in table.lineage.get("machines", [])]
     took = (
         f"It took {cost['seconds'] / processes / 3600:.1f} hours on {processes} cores "
-        f"({cost['cpu_seconds'] / 3600:.1f} hours of processor time; {'; '.join(machines)}). "
+        f"({cost['cpu_seconds'] / 3600:.1f} hours of processor time; {'; '.join(machines)}), without making the texts, "
+        "and models again that a stop had lost. "
         if cost
         else ""
     )

@@ -138,6 +138,15 @@ def test_intervals_are_drawn_around_their_values() -> None:
     assert "Base: 50.0% (95% interval 25.0% to 100.0%), greedy 75.0%." in "".join(root.itertext())
 
 
+def test_an_interval_that_goes_on_beyond_the_drawing_has_no_cap_there() -> None:
+    rows = [Estimate("Base", STYLE, 0.5, -3.0, 0.75)]
+    svg = charts.interval_rows(rows, title="Gain", value_format=decimal, x_range=(0.0, 1.0), width=340)
+    (whisker,) = [node.get("d", "") for node in parse(svg).iter("path") if node.get("class") == "whisker"]
+    assert [float(x) for x in re.findall(r"M([\d.]+) [\d.]+v", whisker)] == pytest.approx([8 + 324 * 0.75])
+    assert re.match(r"M14\.0 [\d.]+L8\.0 [\d.]+L14\.0 ", whisker), "an arrow at the edge"
+    assert "-3.0" in "".join(parse(svg).itertext())
+
+
 def test_intervals_without_values_say_so() -> None:
     svg = charts.interval_rows([Estimate("Base", STYLE, None)], title="Accuracy", value_format=percent)
     parse(svg)

@@ -9,9 +9,10 @@ from made_up_study import made_up
 
 from prism_nemo.errors import InputError
 from prism_nemo.study.behaviour import forgotten
+from prism_nemo.study.claims import CLAIMS, MENDED
 from prism_nemo.study.page import page, write_page
 from prism_nemo.study.tidy import MEASURES, read, write
-from prism_nemo.study.verdicts import CLAIMS, HOLDS
+from prism_nemo.study.verdicts import HOLDS
 
 
 def test_tables_read_back_as_written(tmp_path: Path) -> None:
@@ -37,6 +38,27 @@ def test_page_is_that_of_the_tables(tmp_path: Path) -> None:
 
 def test_the_page_changes_with_a_number(tmp_path: Path) -> None:
     assert page(made_up()) != page(made_up({("mcs", "general_loss", ""): 4.1}))
+
+
+def test_the_page_says_what_no_verdict_sees() -> None:
+    text = page(made_up())
+    assert MENDED in text
+    verdicts, _, sections = text.partition("## Data composition")
+    for claim in CLAIMS:
+        assert claim.limits in sections
+        for bound in claim.bounds(made_up(), None):
+            assert (bound.label in verdicts) != bound.told, bound.label
+            assert bound.label in sections
+    assert "| told |" in sections
+
+
+def test_a_family_on_the_other_side_of_a_bound_is_named() -> None:
+    assert "other side" not in page(made_up())
+    table = made_up()
+    for row in table.rows:
+        if (row["family"], row["cell"], row["measure"]) == ("nemotron_h", "mcs", "general_loss"):
+            row["value"] += 0.15  # 0.05 over the base as made up, 0.20 now; the mean of both families is 0.125
+    assert "**on the other side of the bound: nemotron_h 0.2" in page(table)
 
 
 def test_missing_and_foreign_tables_are_refused(tmp_path: Path) -> None:

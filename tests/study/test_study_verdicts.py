@@ -7,8 +7,9 @@ import math
 import pytest
 from made_up_study import TASKS, Key, made_up
 
+from prism_nemo.study.claims import CLAIMS
 from prism_nemo.study.effects import effect
-from prism_nemo.study.verdicts import CLAIMS, HOLDS, NOT, NULL, OPEN, Bound, decide
+from prism_nemo.study.verdicts import HOLDS, NOT, NULL, OPEN, Bound, decide
 
 CLAIM = {claim.key: claim for claim in CLAIMS}
 RL, RANDOM, BASE_RL = "rl-mcs-study-think", "rl-mcs-random", "rl-base-study-think"
@@ -42,7 +43,9 @@ CASES = [
     ("gain", {}, HOLDS),
     ("gain", _accuracy(RL, 0.5), NOT),
     ("gain", _accuracy(RANDOM, 0.8) | _accuracy("rl-mcs-shuffled", 0.8), NULL),
-    ("gain", _accuracy(RANDOM, 0.8), HOLDS),  # one control alone explains nothing
+    ("gain", _accuracy(RANDOM, 0.8), NULL),  # one control is enough
+    ("gain", _accuracy("rl-mcs-shuffled", 0.8), NULL),
+    ("gain", _accuracy(RANDOM, 0.7), HOLDS),  # most of the gain is not all of it
     ("weights", {}, HOLDS),
     ("weights", _share("mcs", 0.7), NOT),
     ("weights", _share(RL, 0.4), NOT),
@@ -50,6 +53,8 @@ CASES = [
     ("cka", {}, HOLDS),
     ("cka", {(RL, "cka_plain_min", ""): 0.99}, NOT),
     ("cka", {(RL, "cka_null_plain_min", ""): 0.9999}, NULL),
+    ("cka", {(RL, "cka_null_plain_min", ""): 0.9981}, NULL),  # it meets the claim, though less well
+    ("cka", {(RL, "cka_plain_min", ""): 0.9984, (RL, "cka_null_plain_min", ""): 0.9977}, HOLDS),
     ("same-change", {}, HOLDS),
     ("same-change", _share(BASE_RL, 0.4), NOT),
     ("same-change", SAME_AS_RANDOM, NULL),
