@@ -56,7 +56,7 @@ def accuracy_figure(table: Table) -> str:
 def _style(cell: Cell) -> Style:
     if cell.kind == "base":
         return _BASE
-    if cell.control != "none" or cell.factor != 1 or cell.other_seed or cell.rl_rate:
+    if cell.control != "none" or cell.factor != 1 or cell.other_seed or cell.rl_rate or cell.longer:
         return _CONTROL
     return _MIDTRAINED if cell.kind == "midtrain" else _RL
 

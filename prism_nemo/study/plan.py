@@ -10,6 +10,7 @@ Not everything is crossed with everything; a crossing is there where a claim of 
   without.
 - Reward controls start from `mcs`, where the real reward is seen to work. The random reward also starts from the base:
   without it "the same change from any start" has no null. `x10` is the control of the claim on weights.
+- `mcs-longer` is mid-trained on for as long as RL takes: what the time would have bought without RL.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Cell:
         mixture: Of mid-training.
         other_seed: Whether batches come in another order than the seed's own.
         rl_rate: Mid-training at RL's learning rate.
+        longer: More mid-training, from the mid-trained model.
         prompts: Of RL: the mid-trained model (or base) that filtered them.
         domains: Tasks that RL takes prompts from.
         gate: think or none.
@@ -60,6 +62,7 @@ class Cell:
     mixture: str = ""
     other_seed: bool = False
     rl_rate: bool = False
+    longer: bool = False
     prompts: str = ""
     domains: tuple[str, ...] = MIXTURES["mcs"]
     gate: str = "think"
@@ -90,7 +93,8 @@ def _group(family: str, seed: int) -> list[Cell]:
         cells.append(Cell(family, seed, name, "midtrain", "base", ("base",), mixture=name))
     again = Cell(family, seed, "mcs-again", "midtrain", "base", ("base",), mixture="mcs", other_seed=True)
     slow = Cell(family, seed, "mcs-rl-rate", "midtrain", "base", ("base",), mixture="mcs", rl_rate=True)
-    cells += [again, slow]
+    longer = Cell(family, seed, "mcs-longer", "midtrain", "mcs", ("mcs",), mixture="mcs", longer=True)
+    cells += [again, slow, longer]
     cells += [Cell(family, seed, f"prompts-{of}", "filter", of, (of,)) for of in ("mcs", "base", "math", "mc", "noret")]
     without = MIXTURES["mc"]
     rl = [
@@ -107,7 +111,8 @@ def _group(family: str, seed: int) -> list[Cell]:
     rl += [_rl(family, seed, "mcs", control, control=control) for control in ("random", "shuffled", "format_only")]
     rl += [_rl(family, seed, "mcs", "x10", factor=10.0), _rl(family, seed, "base", "random", control="random")]
     cells += rl
-    cells.append(Cell(family, seed, "updates", "updates", "", tuple(c.name for c in cells if c.kind != "filter")))
+    compared = tuple(c.name for c in cells if c.kind != "filter" and not c.longer)
+    cells.append(Cell(family, seed, "updates", "updates", "", compared))
     return cells
 
 

@@ -12,7 +12,16 @@ from prism_nemo.study.figures import models
 from prism_nemo.study.insides import PATH_POINTS
 from prism_nemo.study.tidy import LINEAGE, MEASURES, UPDATES, Table
 
-_MOVED = ("mcs", "noret", "mcs-rl-rate", "rl-mcs-study-think", "rl-mcs-random", "rl-mcs-x10", "rl-base-study-think")
+_MOVED = (
+    "mcs",
+    "noret",
+    "mcs-rl-rate",
+    "mcs-longer",
+    "rl-mcs-study-think",
+    "rl-mcs-random",
+    "rl-mcs-x10",
+    "rl-base-study-think",
+)
 _NULLS = ("decay", "random_walk", "drift")
 _CKA = ("plain", "null_plain", "debiased", "null_debiased")
 

@@ -78,6 +78,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 FAMILIES = tuple(MODELS)
 HYBRIDS = ("granite_hybrid", "nemotron_h")
+_RL_STEP = 4.8  # updates of mid-training that take the processor time of one step of RL; mean over families
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,16 @@ class StudySettings:
         """Updates of `base`, `midtrain` or `rl` for a family, at least one."""
         share = self.hybrid_share if family in HYBRIDS and stage != "rl" else 1.0
         return max(1, round(int(getattr(self, f"{stage}_steps")) * share))
+
+    @property
+    def longer_steps(self) -> int:
+        """Updates of more mid-training in place of RL, in the same time."""
+        return max(1, round(self.rl_steps * _RL_STEP))
+
+    @property
+    def longer_lr(self) -> float:
+        """Peak learning rate of more mid-training: less than at first, as in the quickstart."""
+        return self.midtrain_lr / 2
 
 
 def check_settings(settings: StudySettings) -> None:

@@ -39,7 +39,7 @@ _AGAIN = 1_000_003  # added to a seed for another order of batches
 
 def model_seed(cell: Cell) -> int:
     """Seed of a cell's batches and samples: that of the study's seed, so that cells differ in what their name says."""
-    return cell.seed + _AGAIN if cell.other_seed else cell.seed
+    return cell.seed + (_AGAIN if cell.other_seed else 2 * _AGAIN if cell.longer else 0)
 
 
 def build_model_of(cell: Cell, folders: Folders, settings: StudySettings) -> dict[str, Any]:
@@ -93,8 +93,11 @@ def checkpoint_of(cell: Cell, cells: dict[str, Cell], folders: Folders) -> Path 
 def midtrain_config(cell: Cell, folders: Folders, settings: StudySettings) -> MidtrainConfig:
     """The stage of a base or a mid-trained model."""
     base = cell.kind == "base"
-    steps = settings.steps(cell.kind, cell.family)
-    lr = settings.base_lr if base else settings.rl_lr if cell.rl_rate else settings.midtrain_lr
+    steps, lr = settings.steps(cell.kind, cell.family), settings.base_lr if base else settings.midtrain_lr
+    if cell.longer:
+        steps, lr = settings.longer_steps, settings.longer_lr
+    elif cell.rl_rate:
+        lr = settings.rl_lr
     data = folders.data(cell.seed)
     model = None
     if base:

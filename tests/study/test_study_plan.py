@@ -15,6 +15,7 @@ from prism_nemo.study.folders import Folders
 from prism_nemo.study.plan import plan
 from prism_nemo.study.pool import Study, _alone
 from prism_nemo.study.settings import StudySettings, budget_named, check_settings
+from prism_nemo.study.training import model_seed
 
 CELLS = plan(("llama",), 1)
 BY_NAME = {cell.name: cell for cell in CELLS}
@@ -35,6 +36,13 @@ def test_all_controls_of_the_study_are_there() -> None:
     assert [cell.name for cell in rl if cell.factor == 10] == ["rl-mcs-x10"]
     assert BY_NAME["mcs-rl-rate"].rl_rate
     assert BY_NAME["mcs-again"].other_seed
+    longer = BY_NAME["mcs-longer"]
+    assert (longer.parent, longer.mixture, longer.longer) == ("mcs", "mcs", True)
+    assert len({model_seed(BY_NAME[name]) for name in ("mcs", "mcs-again", "mcs-longer")}) == 3
+    assert {model_seed(cell) for cell in rl} == {model_seed(BY_NAME["mcs"])}
+    settings = budget_named("full")
+    # RL's 120 steps of 16 x 8 answers take the time of 0.6 to 0.8 of a dense model's mid-training.
+    assert 0.6 < settings.longer_steps / settings.steps("midtrain", "llama") < 0.8
     crossed = {(c.prompts, c.gate) for c in rl if c.parent == "base" and c.control == "none"}
     assert crossed == {("mcs", "think"), ("mcs", "none"), ("base", "think"), ("base", "none")}
     for start in ("math", "mc", "noret"):
