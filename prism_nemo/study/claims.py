@@ -227,9 +227,9 @@ def _same(table: Table, family: str | None) -> list[Bound]:
               -POINTS, POINTS),
         Bound("null: random reward's share less the real reward's", effect(table, _minus(share(RANDOM), mid), family),
               -POINTS, POINTS, null=True),
-        Bound("null: cosine of the two updates (identical would be 1)", same, -0.5, 0.5, null=True, unit=""),
+        Bound("null: cosine of the two updates (identical would be 1)", same, -0.5, 0.5, null=True),
         Bound("with random reward: share from base less from mid-trained", effect(table, at_random, family), told=True),
-        *(Bound(f"cosine, {label}", effect(table, _cosine(table, one, two), family), told=True, unit="")
+        *(Bound(f"cosine, {label}", effect(table, _cosine(table, one, two), family), told=True)
           for label, one, two in others),
     ]  # fmt: skip
 
