@@ -40,10 +40,14 @@ class Saver:
         fork_each: Fork a process for each save (`prism_nemo.checkpoint.forked`) instead of keeping one with a model of
             its own (`prism_nemo.checkpoint.writer`). None: with CUDA, where that model would be a second one on the
             device.
+
+    Attributes:
+        due: Whether the stage owes a checkpoint that it could not save yet.
     """
 
     def __init__(self, config: CheckpointConfig, fork_each: bool | None = None) -> None:
         self.config = config
+        self.due = False
         self._lock: RunLock | None = None
         self._writer: Writer | None = None
         self._pending: ForkedSave | None = None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from prism_nemo.errors import PrismError
+from prism_nemo.precision.linear import delayed_scales
 
 _ALIGNMENT = 64
 
@@ -39,9 +40,10 @@ def _inner(optimizer: Any) -> list[Any]:
 
 
 def state_tensors(trained: Trained) -> dict[str, torch.Tensor]:
-    """This rank's weights, main weights and moments by name, in an order that depends on the model alone.
+    """This rank's weights, main weights, moments and FP8 scales by name, in an order that depends on the model alone.
 
-    Moments exist from the first update on; here they are made where they do not, as torch would make them.
+    Moments exist from the first update on; here they are made where they do not, as torch would make them. Delayed
+    scales are no parameters nor buffers: Megatron saves them as the layers' extra state, which it asks the model for.
     """
     found = {f"model.{name}": tensor.detach() for name, tensor in trained.raw.named_parameters()}
     found.update({f"model.{name}": tensor for name, tensor in trained.raw.named_buffers()})
@@ -58,6 +60,8 @@ def state_tensors(trained: Trained) -> dict[str, torch.Tensor]:
                     state[key] = torch.zeros_like(parameter.detach())
             for key in sorted(state):
                 found[f"optimizer.{i}.{j}.{key}"] = state[key]
+    for name, scale in delayed_scales(trained.raw).items():
+        found[f"fp8.{name}.history"], found[f"fp8.{name}.scale"] = scale.history, scale.scale
     return found
 
 

@@ -191,3 +191,13 @@ def emulate_fp8(model: torch.nn.Module, precision: PrecisionConfig) -> list[str]
                 module.quantiser = Quantiser(precision, module.weight.device)
                 done.append(f"layers.{layer.layer_number - 1}.{name}")
     return done
+
+
+def delayed_scales(model: torch.nn.Module) -> dict[str, DelayedScale]:
+    """The delayed recipe's scales by layer and role, in the order of the layers; empty with another recipe."""
+    return {
+        f"{name}.{role}": scale
+        for name, module in model.named_modules()
+        if isinstance(module, _Emulated)
+        for role, scale in module.quantiser.delayed.items()
+    }

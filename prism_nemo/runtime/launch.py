@@ -24,13 +24,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
 from prism_nemo.runtime.parent import end_with_command
+from prism_nemo.runtime.signals import PassedOn, start_resource_tracker, take_part
 
 _PRELOAD = ["prism_nemo.runtime.preload"]
 
 
-def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str) -> Any:
+def _worker(function: Callable[..., Any], args: tuple[Any, ...], errors: str, signals: str) -> Any:
     """Run in each process: keep the error, whole and with its time, for the parent to raise again."""
     end_with_command()
+    take_part(Path(signals))
     try:
         return function(*args)
     except BaseException as error:
@@ -52,11 +54,27 @@ def _raise_first(errors: Path, silent_rank: int | None = None, exit_code: int | 
     """
     if silent_rank is not None and not (errors / f"rank{silent_rank}").exists():
         raise PrismError(f"the process of rank {silent_rank} ended without a message (exit code {exit_code}): killed?")
-    found = sorted((pickle.loads(path.read_bytes()) for path in errors.iterdir()), key=lambda record: record[0])
+    found = _records(errors)
     if not found:
         return
     _, known, text = found[0]
     raise known or PrismError(f"a process failed:\n{text}")
+
+
+def _records(errors: Path) -> list[tuple[int, PrismError | None, str]]:
+    """The ranks' records, the earliest first."""
+    return sorted((pickle.loads(path.read_bytes()) for path in errors.iterdir()), key=lambda record: record[0])
+
+
+def _ended_by(number: int, errors: Path) -> PrismError:
+    """What to raise where a signal ended a worker: another may have saved and said so before."""
+    for _, known, _ in _records(errors):
+        if isinstance(known, StoppedEarly):
+            return known
+    return PrismError(
+        f"ended at once by {signal.Signals(number).name}, which saved nothing; run the same command again: it goes on "
+        "from what it had saved before, if anything"
+    )
 
 
 def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
@@ -71,11 +89,14 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
         What rank 0 returned.
 
     Raises:
-        PrismError: What a rank raised (also InputError and StoppedEarly), or one with its traceback.
+        PrismError: What a rank raised (also InputError and StoppedEarly), or one with its traceback; or that a signal
+            ended the work.
     """
     with tempfile.TemporaryDirectory(prefix="prism-nemo-") as scratch:
-        errors = os.path.join(scratch, "errors")
+        errors, signals = os.path.join(scratch, "errors"), os.path.join(scratch, "signals")
         os.mkdir(errors)
+        os.mkdir(signals)
+        passed_on = PassedOn(Path(signals))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -86,23 +107,27 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1) -> Any:
             max_restarts=0,
             monitor_interval=0.05,
             start_method="forkserver",
+            signals_to_handle="SIGQUIT",  # the agent's own way: the workers end now
             # Not named, the folder is made in the system's own for temporary files, and never removed.
             logs_specs=DefaultLogsSpecs(log_dir=os.path.join(scratch, "logs")),
         )
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
+        start_resource_tracker()
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         # The agent logs a worker's whole traceback also for an InputError; `_raise_first` says what there is to say.
         for name in ("agent.server.api", "multiprocessing.api"):
             logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
         try:
-            results = elastic_launch(config, _worker)(function, args, errors)
+            with passed_on.active():
+                results = elastic_launch(config, _worker)(function, args, errors, signals)
         except ChildFailedError as error:
             rank, first = error.get_first_failure()
+            if passed_on.last is not None and first.exitcode == -passed_on.last:
+                raise _ended_by(passed_on.last, Path(errors)) from error
             _raise_first(Path(errors), rank, first.exitcode)
             raise PrismError(f"a process failed: {error}") from error
         except SignalException as error:
             _raise_first(Path(errors))
-            name = signal.Signals(error.sigval).name
-            raise StoppedEarly(f"stopped by {name}; run the same command again to continue") from error
+            raise _ended_by(error.sigval, Path(errors)) from error
         return results[0]

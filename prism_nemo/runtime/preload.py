@@ -1,15 +1,18 @@
 """What the server process imports once, so that forked workers start at once. No threads, no state of torch's.
 
 The server ends with the command: it would live as long as one of its workers does, and a command that was killed would
-leave ranks behind that work on, and then wait for it for ever.
+leave ranks behind that work on, and then wait for it for ever. It does not end by a signal that reaches the whole group
+of processes: its workers, which finish a step and save, would end with it.
 """
 
 import os
 
 from prism_nemo.quiet import quiet
 from prism_nemo.runtime.parent import end_with_parent
+from prism_nemo.runtime.signals import outlive_signals
 
 end_with_parent(os.getppid())
+outlive_signals()
 quiet()
 
 import megatron.core.dist_checkpointing  # noqa: E402

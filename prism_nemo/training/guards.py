@@ -40,10 +40,17 @@ class Finding:
     Attributes:
         reason: In words.
         action: ``skip``, ``warn`` or ``rollback``.
+        spike: Whether it is about a loss that is finite, but high.
     """
 
     reason: str
     action: str
+    spike: bool = False
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the step changes nothing."""
+        return self.action != "warn"
 
 
 def check_guards(config: GuardConfig) -> None:
@@ -91,8 +98,7 @@ class StepGuard:
         """A `Judge` for `Trainer.step`."""
         loss = sums["loss"] / sums["tokens"] if sums["tokens"] else math.nan
         self._finding = self._find(loss, grad_norm)
-        leave_out = self._finding is not None and self._finding.action != "warn"
-        return self._finding.reason if self._finding is not None and leave_out else None
+        return self._finding.reason if self._finding is not None and self._finding.left_out else None
 
     def _find(self, loss: float, grad_norm: float) -> Finding | None:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
@@ -104,7 +110,8 @@ class StepGuard:
         if z < self._config.spike_z:
             return None
         usual = statistics.median(self._memory["losses"])
-        return Finding(f"the loss is {loss:.4g} where {usual:.4g} is usual (robust z {z:.1f})", self._config.spike)
+        reason = f"the loss is {loss:.4g} where {usual:.4g} is usual (robust z {z:.1f})"
+        return Finding(reason, self._config.spike, spike=True)
 
     def settle(self, step: int, first_sample: int, samples: int, loss: float, grad_norm: float) -> str | None:
         """Takes note of the step that was judged last; every rank calls this.
@@ -125,20 +132,28 @@ class StepGuard:
         """
         memory, found = self._memory, self._finding
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        memory["in_a_row"] = 0 if finite else memory["in_a_row"] + 1
-        if found is None or found.action == "warn":
+        bad = not finite or (found is not None and found.spike and found.left_out)
+        memory["in_a_row"] = memory["in_a_row"] + 1 if bad else 0
+        if found is None or not found.left_out:
             memory["losses"] = [*memory["losses"], loss][-self._config.spike_window :]
         if found is None:
             return None
-        memory["skipped"] += found.action != "warn"
+        memory["skipped"] += found.left_out
         entry = {"step": step, "first_sample": first_sample, "samples": samples, "reason": found.reason}
         self._write({**entry, "action": found.action})
-        if memory["in_a_row"] >= self._config.max_bad_steps:
+        # One more for the way back, which counts only where there is no checkpoint to go back to.
+        if memory["in_a_row"] >= self._config.max_bad_steps + (found.action == "rollback"):
+            what_to_do = (
+                "A loss that stays high is no spike, and a run that leaves it out learns nothing any more: if it is "
+                "the data's (another mixture, another source), go on with guards.spike=warn"
+                if found.spike
+                else "Lower the learning rate, or look at the samples. If it stops like this at its first step, the "
+                "update before that checkpoint broke the weights: remove the checkpoint, to go on from the one before"
+            )
             raise PrismError(
-                f"step {step}: {found.reason}; {memory['in_a_row']} such steps in a row, so the run stops. No weight "
-                f"has changed since the last good step, and the last checkpoint is good. The samples of each bad step "
-                f"are in {self._run.path / 'bad_steps.jsonl'}; lower the learning rate or look at them, then run the "
-                "same command again"
+                f"step {step}: {found.reason}; {memory['in_a_row']} such steps in a row, so the run stops. They "
+                f"changed no weight; the same command goes on from the newest checkpoint. The samples of each are in "
+                f"{self._run.path / 'bad_steps.jsonl'}. {what_to_do}"
             )
         if found.action == "rollback":
             if memory["rollbacks"] >= self._config.max_rollbacks:
@@ -152,6 +167,10 @@ class StepGuard:
             f"step {step}: {found.reason}; the step is {verb} (samples {first_sample} to {first_sample + samples - 1})"
         )
 
+    def forget_losses(self) -> None:
+        """Called when the data has changed: what was usual says nothing about the losses of other data."""
+        self._memory["losses"] = []
+
     def rolled_back(self, before: StepGuard) -> None:
         """Carries over what a return to an earlier checkpoint must not forget: how often it happened."""
         self._memory["rollbacks"] = before._memory["rollbacks"] + 1
@@ -161,6 +180,14 @@ class StepGuard:
         if self._run.writes:
             with (self._run.path / "bad_steps.jsonl").open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def bad_steps_in_a_row(state: TrainState) -> int:
+    """Steps up to now that were left out, each after the other, by what the guards have put into the state.
+
+    While there are any, the last update that was taken is under suspicion, and so is a checkpoint of its weights.
+    """
+    return int(state.extra.get(_STATE, {}).get("in_a_row", 0))
 
 
 def robust_z(value: float, history: list[float]) -> float:
@@ -208,7 +235,7 @@ def check_replicas(model: torch.nn.Module, step: int) -> None:
         where = "; ".join(dict.fromkeys(text for texts in found for text in texts))
         raise PrismError(
             f"step {step}: replicas of the model differ, so memory was corrupted somewhere: {where}. The run stops; "
-            "the last checkpoint is from before this check: replace the machine, then run the same command again"
+            "they were equal when the last checkpoint was saved: replace the machine, then run the same command again"
         )
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from prism_nemo.checkpoint.native import load, read_architecture
+from prism_nemo.checkpoint.native import TrainState, load, read_architecture
 from prism_nemo.checkpoint.saver import Saver
 from prism_nemo.config import MidtrainConfig
+from prism_nemo.data.plan import DataPlan
 from prism_nemo.data.samples import Batch
 from prism_nemo.errors import InputError
 from prism_nemo.evaluation.in_training.hooks import InTraining
@@ -127,6 +128,12 @@ def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[torc
     return losses, partial(language_model_loss, batch)
 
 
+def _plan(state: TrainState) -> DataPlan | None:
+    """The order of samples that a state records (see `Feed`)."""
+    recorded = state.extra.get("data")
+    return None if recorded is None else DataPlan.from_dict(recorded["plan"])
+
+
 class _Session:
     """What one process of a run holds, from its start or its return to a checkpoint until it ends."""
 
@@ -160,8 +167,11 @@ class _Session:
     def _open(self) -> None:
         """What follows from the state: the data from there on, and what the guards remember."""
         lengths_to_flops = partial(training_flops, self.trainer.architecture)
+        before = _plan(self.state)
         self.feed = Feed(self.config, self.run, self.state, self.runtime, self.progress.say, lengths_to_flops)
         self.guard = StepGuard(self.config.guards, self.state, self.run)
+        if before is not None and before != _plan(self.state):
+            self.guard.forget_losses()
         self.stream = iter(self.feed)
 
     def step(self) -> None:

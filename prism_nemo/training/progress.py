@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 
 def duration(seconds: float) -> str:
@@ -40,11 +41,14 @@ class Progress:
         left = (now - self.began) / done * (self.steps - step) if done else 0.0
         line = f"{self.stage:<18} {step:>6}/{self.steps}  {text}  left {duration(left)}"
         end = "\n" if not self.terminal or step >= self.steps else ""
-        sys.stderr.write(f"\r\x1b[K{line}{end}" if self.terminal else f"{line}\n")
-        sys.stderr.flush()
+        self._write(f"\r\x1b[K{line}{end}" if self.terminal else f"{line}\n")
 
     def say(self, text: str) -> None:
         """A line of its own, about work that is no step."""
         if self.enabled:
-            sys.stderr.write(f"\r\x1b[K{text}\n" if self.terminal else f"{text}\n")
+            self._write(f"\r\x1b[K{text}\n" if self.terminal else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that was closed, or what read from us, must not end a run
+            sys.stderr.write(text)
             sys.stderr.flush()

@@ -10,6 +10,8 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
+from prism_nemo.runtime.signals import leave_closed_terminal, stopping_signals
+
 # Left for the last step, the checkpoint and the end of the process when Slurm's limit comes.
 _SLURM_MARGIN = 120.0
 
@@ -25,7 +27,7 @@ def slurm_seconds_left(now: float) -> float | None:
 
 
 class StopRequest:
-    """Turns signals (SIGTERM, SIGINT, Slurm's SIGUSR1) and time limits (Slurm's too) into a question asked each step.
+    """Turns signals (SIGTERM, SIGINT, SIGHUP, Slurm's SIGUSR1) and time limits into a question asked each step.
 
     All ranks must stop at the same step, so the answer is agreed on with one small all-reduce.
     """
@@ -38,18 +40,22 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in stopping_signals():
             self._previous[number] = signal.signal(number, self._received)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.reason is not None:
+            return  # the process is about to end, having saved; one more signal must not make that look like a death
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; every rank gets the same answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 import torch.distributed as dist
 
 from prism_nemo.config import OptimizerConfig, ParallelConfig
+from prism_nemo.errors import StoppedEarly
 from prism_nemo.models.family import Architecture
 from prism_nemo.runtime import start, stop
+from prism_nemo.training.stopping import StopRequest
 
 
 def rank_and_argument(argument: Any) -> tuple[int, int, Any]:
@@ -99,6 +102,23 @@ def start_twice() -> list[torch.Tensor]:
 def sleep_long(marker: str) -> None:
     Path(marker).write_text(str(os.getpid()))
     time.sleep(120)
+
+
+def work_in_steps(marker: str, seconds: float, last: bool = False) -> str:
+    """Steps that take so long and are finished after a signal, then a save: what a stage does.
+
+    With `last` the step in which the signal comes is the last one: the work is done, there is nothing to stop.
+    """
+    with StopRequest(None, torch.device("cpu")) as request:
+        Path(marker).write_text(str(os.getpid()))
+        while request.reason is None:
+            time.sleep(seconds)
+            sys.stderr.write("a step is done\n")  # an error where the terminal is gone
+            sys.stderr.flush()
+        if not last:
+            Path(marker).with_name("saved").write_text(request.reason)
+            raise StoppedEarly(f"saved after {request.reason}")
+    return f"done in spite of {request.reason}"
 
 
 def adapted_modules() -> dict[str, list[Any]]:

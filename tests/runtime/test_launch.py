@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +21,7 @@ import runtime_workers as workers
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
 from prism_nemo.runtime.launch import launch
+from prism_nemo.runtime.signals import STOPPING, PassedOn, take_part
 
 
 def test_returns_what_rank_0_returned() -> None:
@@ -103,7 +109,7 @@ def write_script(path: Path, call: str) -> Path:
         "from prism_nemo.runtime.launch import launch\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
-        f"        {call}\n"
+        f"        print({call})\n"
         "    except PrismError as error:\n"
         "        print(error)\n"
         "        sys.exit(error.exit_code)\n"
@@ -119,21 +125,94 @@ def test_user_errors_put_no_traceback_on_the_terminal(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_signal_to_the_command_stops_its_processes(tmp_path: Path) -> None:
-    """Slurm's warning reaches the command; what it started must not outlive it."""
-    call = f"launch(runtime_workers.sleep_long, {str(tmp_path / 'pid')!r})"
-    script = write_script(tmp_path / "stage.py", call)
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+def _launch_and_signal(number: signal.Signals, function: Callable[..., Any], marker: Path, *args: Any) -> Any:
+    """The signal comes to this process, which does what the command does, when the worker is at work."""
+
+    def send() -> None:
+        _wait_for(marker, lambda: True)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
-        pid = _wait_for(tmp_path / "pid", process)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        return launch(function, str(marker), *args)
+    finally:
+        sender.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_ends_processes_that_know_no_signals(number: signal.Signals, tmp_path: Path) -> None:
+    """What was started must not outlive it; and nothing was saved, so 75 would be a lie."""
+    with pytest.raises(PrismError, match=f"ended at once by {number.name}, which saved nothing; run the") as caught:
+        _launch_and_signal(number, workers.sleep_long, tmp_path / "pid")
+    assert caught.value.exit_code == 1
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_stage_that_is_asked_to_stop_has_the_time_it_needs(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step takes longer than torch's agent waits before it kills."""
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
+    before = [signal.getsignal(n) for n in STOPPING]
+    with pytest.raises(StoppedEarly, match=f"saved after {number.name}"):
+        _launch_and_signal(number, workers.work_in_steps, tmp_path / "pid", 1.0)
+    assert (tmp_path / "saved").read_text() == number.name
+    assert [signal.getsignal(n) for n in STOPPING] == before
+
+
+def test_a_signal_before_the_worker_is_up_is_not_lost(tmp_path: Path) -> None:
+    passed_on = PassedOn(tmp_path)
+    with passed_on.active():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert passed_on.last == signal.SIGUSR1
+    with pytest.raises(PrismError, match=r"ended without a message \(exit code -10\)"):
+        launch(take_part, tmp_path)
+
+
+def test_a_stage_that_was_in_its_last_step_is_done(tmp_path: Path) -> None:
+    result = _launch_and_signal(signal.SIGTERM, workers.work_in_steps, tmp_path / "pid", 1.0, True)
+    assert result == "done in spite of SIGTERM"
+
+
+def test_a_stage_whose_terminal_is_closed_saves(tmp_path: Path) -> None:
+    """As by a connection that breaks: all get SIGHUP, and to write is an error from then on."""
+    call = f"launch(runtime_workers.work_in_steps, {str(tmp_path / 'pid')!r}, 1.0)"
+    script = write_script(tmp_path / "stage.py", call)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(script)])
+    try:
+        _wait_for(tmp_path / "pid", lambda: os.waitpid(pid, os.WNOHANG)[0] == 0)
+        os.close(terminal)
+        deadline = time.monotonic() + 100
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended[1]) == 75
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+def test_a_signal_to_all_processes_lets_the_stage_save(tmp_path: Path) -> None:
+    """As by `timeout`, Slurm, or a terminal that is closed; and under nohup the latter stops nothing."""
+    call = f"launch(runtime_workers.work_in_steps, {str(tmp_path / 'pid')!r}, 0.2)"
+    command = ["nohup", sys.executable, str(write_script(tmp_path / "stage.py", call))]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    try:
+        _wait_for(tmp_path / "pid", lambda: process.poll() is None)
+        os.killpg(process.pid, signal.SIGHUP)
+        time.sleep(1.0)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=100)
     finally:
         process.kill()
-    assert process.returncode == 75
-    assert "stopped by SIGTERM; run the same command again" in output
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert (process.returncode, output) == (75, "saved after SIGTERM\n")
 
 
 def test_a_killed_command_takes_its_processes_along(tmp_path: Path) -> None:
@@ -141,7 +220,7 @@ def test_a_killed_command_takes_its_processes_along(tmp_path: Path) -> None:
     call = f"launch(runtime_workers.sleep_long, {str(tmp_path / 'pid')!r})"
     process = subprocess.Popen([sys.executable, write_script(tmp_path / "stage.py", call)])
     try:
-        worker = psutil.Process(_wait_for(tmp_path / "pid", process))
+        worker = psutil.Process(_wait_for(tmp_path / "pid", lambda: process.poll() is None))
         server = worker.parent()
         assert server is not None
         assert server.pid != process.pid
@@ -151,9 +230,9 @@ def test_a_killed_command_takes_its_processes_along(tmp_path: Path) -> None:
     assert psutil.wait_procs([worker, server], timeout=30)[1] == []
 
 
-def _wait_for(marker: Path, process: subprocess.Popen[str]) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
+def _wait_for(marker: Path, going_on: Callable[[], bool]) -> int:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and going_on():
         if marker.is_file() and marker.read_text():
             return int(marker.read_text())
         time.sleep(0.05)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from prism_nemo.checkpoint import forked, native, writer
 from prism_nemo.checkpoint.saver import Saver
-from prism_nemo.config import CheckpointConfig, MidtrainConfig, OptimizerConfig, ParallelConfig
+from prism_nemo.config import CheckpointConfig, MidtrainConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
 from prism_nemo.models.family import architecture_from_hf
 from prism_nemo.runtime import start, stop
 
@@ -63,13 +63,14 @@ class Background:
         parallel: ParallelConfig,
         prepare: bool = True,
         fork_each: bool = False,
+        precision: PrecisionConfig | None = None,
         **config: Any,
     ) -> None:
         from prism_nemo.training.stage import make_trainer
         from prism_nemo.training.trainer import Trainer
 
         self.saver = Saver(CheckpointConfig(keep=10, **config), fork_each)
-        runtime = start(parallel, seed=3)
+        runtime = start(parallel, seed=3, precision=precision)
         settings = OptimizerConfig(lr=1e-2)
         self.trainer = Trainer(architecture_from_hf(shape, "test"), runtime, settings, 32, True)
         self.trainer.set_learning_rate(1e-2)
@@ -89,10 +90,16 @@ class Background:
         return self.saver.save(Path(path), self.trainer, state, {}, background)
 
 
-def saved_twice(shape: dict[str, Any], folder: str, parallel: ParallelConfig, fork_each: bool = False) -> None:
+def saved_twice(
+    shape: dict[str, Any],
+    folder: str,
+    parallel: ParallelConfig,
+    fork_each: bool = False,
+    precision: PrecisionConfig | None = None,
+) -> None:
     """The same moment saved synchronously and in the background, while everything changes in place."""
     _delay_writing(1.0)
-    work = Background(shape, parallel, fork_each=fork_each)
+    work = Background(shape, parallel, fork_each=fork_each, precision=precision)
     with work.saver:
         for step in (1, 2):
             work.step()

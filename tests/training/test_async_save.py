@@ -14,7 +14,7 @@ from tiny_training import LLAMA
 
 from prism_nemo.checkpoint.atomic import read_manifest
 from prism_nemo.checkpoint.native import find_latest, step_directory
-from prism_nemo.config import ParallelConfig
+from prism_nemo.config import ParallelConfig, PrecisionConfig
 from prism_nemo.errors import PrismError
 from prism_nemo.runtime.launch import launch
 
@@ -28,18 +28,37 @@ def test_what_is_written_is_what_was_there_at_the_call(layout: ParallelConfig, f
     learning rates, state and random generators, although all of them change while the writer holds its snapshot.
     """
     launch(workers.saved_twice, LLAMA, str(tmp_path), layout, fork_each, processes=layout.world_size)
+    equal_files(tmp_path)
+
+
+def equal_files(folder: Path) -> None:
+    """What `saved_twice` left behind is the same, by its hashes, but for a pickle."""
     for step in (1, 2):
-        folders = [step_directory(tmp_path / name, step) for name in ("sync", "async")]
-        same, other = (read_manifest(folder)["sha256"] for folder in folders)
+        folders = [step_directory(folder / name, step) for name in ("sync", "async")]
+        same, other = (read_manifest(path)["sha256"] for path in folders)
         # A pickle; equal contents are not equal bytes, for it also says which of its objects are one and the same.
         assert same.pop(".metadata")
         assert other.pop(".metadata")
         assert same == other
         assert any(name.endswith(".distcp") for name in same)
-        places = [pickle.loads((folder / ".metadata").read_bytes()).storage_data for folder in folders]
+        places = [pickle.loads((path / ".metadata").read_bytes()).storage_data for path in folders]
         assert places[0] == places[1]
-    first, second = (read_manifest(step_directory(tmp_path / "async", step))["sha256"] for step in (1, 2))
+    first, second = (read_manifest(step_directory(folder / "async", step))["sha256"] for step in (1, 2))
     assert first != second
+
+
+DELAYED = PrecisionConfig(
+    dtype="bf16", fp8="emulate", fp8_recipe="delayed", fp8_amax_history_len=3, fp8_amax_compute_algo="max"
+)
+
+
+@pytest.mark.parametrize("fork_each", [False, True], ids=["writer", "forked"])
+@pytest.mark.parametrize("layout", [ONE, TP2], ids=["one", "TP2"])
+def test_delayed_scales_are_written_as_they_were(layout: ParallelConfig, fork_each: bool, tmp_path: Path) -> None:
+    """They are neither parameters nor buffers; a writer that is not told them saves those of its own model, which never
+    ran. So are fp32 weights beside bf16 ones."""
+    launch(workers.saved_twice, LLAMA, str(tmp_path), layout, fork_each, DELAYED, processes=layout.world_size)
+    equal_files(tmp_path)
 
 
 @pytest.mark.parametrize(

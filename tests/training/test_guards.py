@@ -9,7 +9,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import guards_workers
@@ -22,10 +24,12 @@ from tiny_training import LAYOUTS, STEPS, column, midtrain_config, numbers
 
 from prism_nemo.checkpoint.native import TrainState, find_latest, step_directory
 from prism_nemo.config import GuardConfig, MidtrainConfig, to_yaml
-from prism_nemo.errors import PrismError
+from prism_nemo.data.plan import DataPlan, Segment
+from prism_nemo.errors import PrismError, StoppedEarly
 from prism_nemo.run import RunDirectory, read_metrics
 from prism_nemo.runtime.launch import launch
-from prism_nemo.training.guards import RollBack, StepGuard, bit_sum, robust_z
+from prism_nemo.training import midtrain as midtrain_module
+from prism_nemo.training.guards import RollBack, StepGuard, bad_steps_in_a_row, bit_sum, robust_z
 from prism_nemo.training.midtrain import midtrain
 from prism_nemo.training.stopping import slurm_seconds_left
 from prism_nemo.training.watch import RankTimes
@@ -129,6 +133,23 @@ def test_too_many_rollbacks_stop_the_run(data: Path, initial: Path, tmp_path: Pa
         _run(config, "spike", [20, 21, 22])
 
 
+def test_a_checkpoint_that_is_due_among_bad_steps_waits(data: Path, initial: Path, tmp_path: Path) -> None:
+    """The update before them may have broken the weights, and the steps that were left out would count at a restart."""
+    config = midtrain_config(tmp_path / "run", data, initial, train_steps=7)
+    config.checkpoint.save_interval = 3
+    _run(config, "loss", [3, 4])
+    names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step_00000005", "step_00000006", "step_00000007"]
+
+
+def test_a_run_that_is_asked_to_stop_among_bad_steps_saves(data: Path, initial: Path, tmp_path: Path) -> None:
+    config = midtrain_config(tmp_path / "run", data, initial, max_seconds=0.0)
+    with pytest.raises(StoppedEarly, match=r"\(time limit\) among steps that were left out \(1 so far.*; saved"):
+        _run(config, "loss", [1])
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert find_latest(checkpoints) == step_directory(checkpoints, 1)
+
+
 def test_what_the_guards_remember_is_saved(data: Path, initial: Path, tmp_path: Path) -> None:
     """Two bad steps before a stop and one after it are three in a row."""
     config = midtrain_config(tmp_path / "run", data, initial, guards=GuardConfig(max_bad_steps=3))
@@ -153,6 +174,17 @@ def test_a_flipped_bit_in_one_replica_is_found(data: Path, initial: Path, tmp_pa
         tmp_path / "clean", data, initial, parallel=LAYOUTS["DP2"], guards=GuardConfig(replica_check_interval=1)
     )
     assert _run(config)["step"] == STEPS
+
+
+def test_a_replica_that_differs_is_not_saved(data: Path, initial: Path, tmp_path: Path) -> None:
+    """Otherwise a checkpoint between the flip and the next check holds it, and a restart gives all replicas a copy."""
+    config = midtrain_config(
+        tmp_path / "run", data, initial, parallel=LAYOUTS["DP2"], guards=GuardConfig(replica_check_interval=8)
+    )
+    config.use_distributed_optimizer = False
+    with pytest.raises(PrismError, match=r"step 4: replicas of the model differ.*equal when the last checkpoint was"):
+        _run(config, "flip", [3])
+    assert find_latest(tmp_path / "run" / "checkpoints") is None
 
 
 def _command(config: MidtrainConfig, folder: Path, fault: str, *steps: int) -> tuple[int, str]:
@@ -231,20 +263,74 @@ def test_a_spike_stands_out_although_the_history_holds_one() -> None:
     assert robust_z(100.0, history[:15]) == 0.0
 
 
-def test_a_spike_does_not_become_usual_when_it_is_left_out(tmp_path: Path) -> None:
-    state, run = TrainState(), RunDirectory(tmp_path)
-    guard = StepGuard(GuardConfig(spike="skip"), state, run)
+def _used_to(config: GuardConfig, state: TrainState, run: RunDirectory) -> StepGuard:
+    """A guard that has seen twenty losses of about 2."""
+    guard = StepGuard(config, state, run)
     for step in range(20):
         assert guard.judge({"loss": 2.0 + 0.01 * (step % 3), "tokens": 1.0}, 1.0) is None
         assert guard.settle(step, step, 1, 2.0, 1.0) is None
-    for step in range(20, 40):
-        assert guard.judge({"loss": 4.0, "tokens": 1.0}, 1.0) is not None
-        assert "left out" in str(guard.settle(step, step, 1, 4.0, 1.0))
-    assert guard.skipped == 20
+    return guard
+
+
+def test_a_spike_does_not_become_usual_when_it_is_left_out(tmp_path: Path) -> None:
+    state, run = TrainState(), RunDirectory(tmp_path)
+    guard = _used_to(GuardConfig(spike="skip"), state, run)
+    for step in range(20, 60):
+        loss = 2.0 if step % 5 == 0 else 4.0
+        assert (guard.judge({"loss": loss, "tokens": 1.0}, 1.0) is not None) == (loss == 4.0)
+        assert ("left out" in str(guard.settle(step, step, 1, loss, 1.0))) == (loss == 4.0)
+        assert bad_steps_in_a_row(state) == step % 5
+    assert guard.skipped == 32
     rolling = StepGuard(GuardConfig(spike="rollback"), state, run)
     rolling.judge({"loss": 4.0, "tokens": 1.0}, 1.0)
     with pytest.raises(RollBack):
         rolling.settle(40, 40, 1, 4.0, 1.0)
+
+
+@pytest.mark.parametrize(("action", "taken"), [("skip", 4), ("rollback", 5)])
+def test_a_loss_that_stays_high_stops_the_run(action: str, taken: int, tmp_path: Path) -> None:
+    """Leaving out every step from there on is training on nothing, with exit code 0. A way back that leads nowhere
+    (there is no checkpoint yet) leaves steps out as well."""
+    state = TrainState()
+    guard = _used_to(GuardConfig(spike=action), state, RunDirectory(tmp_path))
+    for step in range(20, 20 + taken):
+        assert guard.judge({"loss": 2.2, "tokens": 1.0}, 1.0) is not None
+        with pytest.raises(RollBack) if action == "rollback" else nullcontext():
+            guard.settle(step, step, 1, 2.2, 1.0)
+    guard.judge({"loss": 2.2, "tokens": 1.0}, 1.0)
+    with pytest.raises(PrismError, match=rf"{taken + 1} such steps in a row, so the run stops.*guards\.spike=warn"):
+        guard.settle(20 + taken, 20 + taken, 1, 2.2, 1.0)
+
+
+def test_a_step_on_nothing_is_no_bad_step(tmp_path: Path) -> None:
+    """A step of RL whose groups have nothing to tell apart has no tokens, and so no loss."""
+    state = TrainState()
+    guard = StepGuard(GuardConfig(max_bad_steps=1), state, RunDirectory(tmp_path))
+    assert guard.judge({"loss": 0.0, "tokens": 0.0}, 0.0) is not None
+    guard.settle(1, 0, 1, 0.0, 0.0)
+    assert bad_steps_in_a_row(state) == 0
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_losses_of_another_mixture_are_no_measure(
+    changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [DataPlan(seed, 32, "best_fit", (Segment(0, ()),)).to_dict() for seed in (1, 2 if changed else 1)]
+
+    def feed(config: Any, run: Any, state: TrainState, *_: Any) -> list[None]:
+        state.extra["data"] = {"plan": plans[1]}
+        return []
+
+    monkeypatch.setattr(midtrain_module, "Feed", feed)
+    losses = [2.0] * 20
+    session = midtrain_module._Session.__new__(midtrain_module._Session)
+    session.state = TrainState(extra={"guards": {"losses": list(losses)}, "data": {"plan": plans[0]}})
+    session.config = SimpleNamespace(guards=GuardConfig())  # type: ignore[assignment]
+    session.run, session.runtime = RunDirectory(tmp_path), None  # type: ignore[assignment]
+    session.trainer = SimpleNamespace(architecture=None)  # type: ignore[assignment]
+    session.progress = SimpleNamespace(say=print)  # type: ignore[assignment]
+    session._open()
+    assert session.state.extra["guards"]["losses"] == ([] if changed else losses)
 
 
 @given(st.integers(0, 31), st.integers(0, 63))
