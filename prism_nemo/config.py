@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prism_nemo.as_written import file_values, override_values
 from prism_nemo.errors import InputError
 
 
@@ -75,7 +76,7 @@ class OptimizerConfig:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-10
-    clip_grad: float = 1.0
+    clip_grad: float = 1.0  # largest norm of the gradient; 0: no clipping
 
 
 @dataclass
@@ -93,7 +94,7 @@ class DataConfig:
 
     path: str = "???"
     validation_source: str | None = None
-    validation_rows: int = 64
+    validation_rows: int = 64  # whatever the layout
     packing: str = "best_fit"  # or concatenate; see prism_nemo/data/packing.py
     isolate_documents: bool = True  # attention and positions start anew at each document
     index_dir: str | None = None  # where rows are kept; None: in the run directory. May be shared between runs
@@ -115,7 +116,7 @@ class CheckpointConfig:
 class GuardConfig:
     """What a run does when its numbers, its processes or its machines go wrong; see prism_nemo/training/guards.py."""
 
-    max_bad_steps: int = 5  # stop after so many steps in a row whose loss or gradient is not finite
+    max_bad_steps: int = 5  # stop after so many steps in a row whose loss or gradient is not finite, or left out as a spike
     spike: str = "warn"  # what a loss spike leads to: off, warn, skip or rollback
     spike_z: float = 8.0  # robust z-score from which a loss is a spike
     spike_window: int = 128  # steps that it is compared with
@@ -150,10 +151,6 @@ class PrecisionConfig:
     first_last_layers_bf16: bool = False
     num_layers_at_start_in_bf16: int = 1  # used only with first_last_layers_bf16, as is the next
     num_layers_at_end_in_bf16: int = 1
-
-    def __post_init__(self) -> None:
-        # YAML reads on and off as booleans.
-        self.fp8 = {"True": "on", "False": "off"}.get(str(self.fp8), self.fp8)
 
 
 @dataclass
@@ -328,7 +325,7 @@ def resolve(
                 raise InputError(f"override '{override}' is not of the form key=value")
             _refuse_unknown_path(schema, key.split("."), f"override '{override}'")
             try:
-                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+                merged = OmegaConf.merge(merged, OmegaConf.create(override_values(override, schema)))
             except yaml.YAMLError as error:
                 raise InputError(f"override '{override}': the value is not valid YAML") from error
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -358,8 +355,12 @@ def check_positive(config: Any, *names: str) -> None:
             raise InputError(f"{name}: {value} must be at least 1")
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, schema: type | None = None) -> dict[str, Any]:
     """Read a YAML file of nested values.
+
+    Args:
+        path: The file.
+        schema: The dataclass that it fills: its strings are then taken as they are written (``spike: off``).
 
     Raises:
         InputError: If the file does not exist, is not YAML, or is not a mapping.
@@ -372,7 +373,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: expected a mapping at the top")
-    return {str(k): v for k, v in loaded.items()}
+    values = {str(k): v for k, v in loaded.items()}
+    return values if schema is None else file_values(path, values, schema)
 
 
 def to_yaml(config: Any) -> str:

@@ -35,7 +35,7 @@ def load_recipe(
         InputError: For a missing file, a recipe without the function, or an unknown key.
     """
     if path.suffix in (".yaml", ".yml"):
-        return resolve(schema, load_yaml(path), overrides, source=str(path))
+        return resolve(schema, load_yaml(path, schema), overrides, source=str(path))
     if path.suffix != ".py":
         raise InputError(f"{path}: a recipe is a .py file or a config.yaml")
     if not path.is_file():

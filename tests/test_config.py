@@ -16,6 +16,12 @@ def mid(*overrides: str, **values: Any) -> MidtrainConfig:
     return resolve(MidtrainConfig, {**NEEDED, **values}, overrides, source="here.yaml")
 
 
+def value_of(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
 def test_defaults_values_overrides_later_ones_win() -> None:
     assert mid().optimizer.lr == 5e-5
     assert mid(optimizer={"lr": 1e-3}).optimizer.lr == 1e-3
@@ -52,11 +58,51 @@ def test_resolving_leaves_the_defaults_alone() -> None:
     ],
 )
 def test_values_of_overrides(override: str, value: Any) -> None:
-    config: Any = mid(override)
-    for name in override.partition("=")[0].split("."):
-        config = getattr(config, name)
-    assert config == value
-    assert type(config) is type(value)
+    found = value_of(mid(override), override.partition("=")[0])
+    assert found == value
+    assert type(found) is type(value)
+
+
+AS_WRITTEN = [
+    ("run_dir", "2026_11_28"), ("run_dir", "0123"), ("data.validation_source", "no"), ("guards.spike", "off"),
+    ("monitor.wandb", "off"), ("precision.fp8", "on"), ("run_dir", "1e3"), ("init_from", "12:30:00"),
+    ("data.validation_source", "~x"), ("run_dir", "true"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "text"), AS_WRITTEN)
+def test_strings_are_taken_as_they_are_written(key: str, text: str, tmp_path: Path) -> None:
+    """YAML would make another string of them: 'False', '83', '20261128'."""
+    given = f"{key}={text}"
+    assert value_of(mid(given), key) == text
+    section, _, name = key.rpartition(".")
+    lines = [f"{section}:", f"  {name}: {text}"] if section else [f"{name}: {text}"]
+    (tmp_path / "mine.yaml").write_text("\n".join(lines))
+    values = load_yaml(tmp_path / "mine.yaml", MidtrainConfig)
+    config = mid(**{**values, "data": {**NEEDED["data"], **values.get("data", {})}})
+    assert value_of(config, key) == text
+    (tmp_path / "written.yaml").write_text(to_yaml(config))
+    assert resolve(MidtrainConfig, load_yaml(tmp_path / "written.yaml", MidtrainConfig)) == config
+
+
+def test_other_types_and_none_are_still_yaml(tmp_path: Path) -> None:
+    for text in ("null", "~"):
+        assert mid(f"init_from={text}", init_from="c").init_from is None
+    assert mid("run_dir='0123'").run_dir == "0123"
+    assert mid("run_dir=runs/a #2").run_dir == "runs/a #2"
+    assert mid("recompute.granularity=none").recompute.granularity == "none"
+    assert mid("monitor.tensorboard=off").monitor.tensorboard is False
+    assert mid("evaluation.sources=[no, 0123]").evaluation.sources == ["no", "0123"]
+    assert mid("model.tie_word_embeddings=no", model={}).model == {"tie_word_embeddings": False}
+    assert resolve(RLConfig, RL_NEEDED, ["rewards.verifiers.off=no"]).rewards.verifiers == {"off": "no"}
+    (tmp_path / "mine.yaml").write_text(
+        "init_from: null\nuse_distributed_optimizer: off\nmodel: {a: no, b: 010}\nevaluation: {tasks: [no]}\n"
+        "optimizer: &o {lr: 1e-3}\nguards: {<<: {spike: off}, spike_z: 9}\n"
+    )
+    config = mid(**load_yaml(tmp_path / "mine.yaml", MidtrainConfig))
+    assert (config.init_from, config.use_distributed_optimizer, config.model) == (None, False, {"a": False, "b": 8})
+    assert (config.evaluation.tasks, config.optimizer.lr) == (["no"], 1e-3)
+    assert (config.guards.spike, config.guards.spike_z) == ("off", 9.0)
 
 
 def test_lists_and_free_mappings() -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from torch.distributed.checkpoint.api import CheckpointException
 
-from prism_nemo.checkpoint.atomic import HASHES, publish, read_manifest, remove_leftovers, temporary_name
+from prism_nemo.checkpoint.atomic import HASHES, MANIFEST, publish, read_manifest, remove_leftovers, temporary_name
 from prism_nemo.checkpoint.hashes import files_below, shared_hashes
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.models.family import Architecture
@@ -40,6 +40,9 @@ def sharding_metadata() -> dict[str, Any]:
     """How sharded state dicts are made, for saving and for loading."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",  # loads at another TP, PP or DP
+        # Otherwise a save gathers every bucket in fp32 on every rank's device (distrib_optimizer.py:1077), and without
+        # overlap a bucket is nearly the whole rank. Only data-parallel rank 0 writes: only it needs it, in host memory.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
@@ -148,6 +151,8 @@ def begin(
     content: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     if optimizer is not None:
         content["optimizer"] = optimizer.sharded_state_dict(content["model"], is_loading=False, metadata=metadata)
+        if content["optimizer"].get("param_state", True) is None:  # gathered on another rank; Megatron would warn
+            del content["optimizer"]["param_state"]
     if state is not None:
         rng: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(rng, generators())
@@ -230,7 +235,17 @@ def read_architecture(checkpoint: Path) -> Architecture:
     Raises:
         InputError: If it is not a complete checkpoint.
     """
-    return Architecture.from_dict(read_manifest(checkpoint)["architecture"])
+    return _architecture_of(checkpoint, read_manifest(checkpoint))
+
+
+def _architecture_of(checkpoint: Path, manifest: dict[str, Any]) -> Architecture:
+    if "architecture" in manifest:
+        return Architecture.from_dict(manifest["architecture"])
+    if "mixture" in manifest:  # built data has a manifest.json too
+        raise InputError(
+            f"{checkpoint}: holds tokens (of 'prism-nemo data build'), not a checkpoint; its place is data.path"
+        )
+    raise InputError(f"{checkpoint}: is not a checkpoint: its {MANIFEST} names no architecture")
 
 
 def load(checkpoint: Path, model: torch.nn.Module, optimizer: Any = None) -> TrainState:
@@ -248,7 +263,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizer: Any = None) -> Tra
         InputError: If the checkpoint is incomplete, or lacks the optimizer that was asked for.
     """
     manifest = read_manifest(checkpoint)
-    different = Architecture.from_dict(manifest["architecture"]).differences(model.architecture)  # type: ignore[arg-type]
+    different = _architecture_of(checkpoint, manifest).differences(model.architecture)  # type: ignore[arg-type]
     if different:
         raise InputError(f"{checkpoint}: holds another architecture than the model: {'; '.join(different)}")
     metadata = sharding_metadata()

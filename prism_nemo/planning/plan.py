@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from prism_nemo.models.catalog import CATALOG, find
 from prism_nemo.models.family import Architecture, architecture_from_hf, parameter_count, read_hf_config
 from prism_nemo.models.recompute import check_recompute_of
 from prism_nemo.planning.activations import Kernels
-from prism_nemo.planning.flops import flops_per_token
+from prism_nemo.planning.flops import RECOMPUTE, flops_per_token
 from prism_nemo.planning.hardware import GPU, Assumptions, assumptions, find_gpu
-from prism_nemo.planning.layouts import Candidate, enumerate_layouts, evaluate
+from prism_nemo.planning.layouts import Candidate, divisions, enumerate_layouts, evaluate
 from prism_nemo.planning.memory import Workload
 from prism_nemo.planning.rehearsal import Rehearsal, rehearse
 from prism_nemo.precision.check import check_fp8_on, check_precision_values
@@ -107,12 +109,39 @@ class Plan:
                 f"{self.model} as {self.own.describe()} on {self.gpus} x {self.gpu.name}: {self.own.refusal}; {advice}"
             )
         if self.own is None and not self.fitting:
-            nearest = min((c for c in self.candidates if c.memory), key=lambda c: c.memory.total if c.memory else 0)
-            return (
-                f"{self.model} on {self.gpus} x {self.gpu.name}: no layout fits; {nearest.describe()} needs least: "
-                f"{nearest.refusal}"
-            )
+            where = f"{self.model} on {self.gpus} x {self.gpu.name}"
+            possible = [c for c in self.candidates if c.memory]
+            if not possible:
+                why = f"most often because {self._commonest()}"
+                return f"{where}: no layout is possible, {why}; {self._other_numbers()}"
+            nearest = min(possible, key=lambda c: c.memory.total if c.memory else 0)
+            return f"{where}: no layout fits; {nearest.describe()} needs least: {nearest.refusal}"
         return None
+
+    def _commonest(self) -> str:
+        """Why most layouts cannot be, in the words of the first of them; the numbers differ from layout to layout."""
+        reasons = [c.refusal.partition(";")[0] for c in self.candidates if c.refusal and c.recompute == "none"]
+        kinds = Counter(re.sub(r"\d+", "N", reason) for reason in reasons)
+        kind, count = kinds.most_common(1)[0]
+        first = next(reason for reason in reasons if re.sub(r"\d+", "N", reason) == kind)
+        return f"{first} ({count} of {len(reasons)} layouts)"
+
+    def _other_numbers(self) -> str:
+        """The next numbers of GPUs below and above that a layout fits on."""
+        numbers = [range(self.gpus - 1, 0, -1), range(self.gpus + 1, 2 * self.gpus + 1)]
+        found = [next((n for n in near if self._fits_on(n)), None) for near in numbers]
+        words = " or ".join(str(n) for n in found if n is not None)
+        return f"--gpus {words} would do" if words else "no number of GPUs up to twice as many would do"
+
+    def _fits_on(self, gpus: int) -> bool:
+        return any(
+            evaluate(
+                self.architecture, layout, replace(self.work, recompute=mode), self.gpu, self.assumed, self.kernels
+            ).refusal
+            is None
+            for layout in divisions(gpus)
+            for mode in RECOMPUTE
+        )
 
     def _advice(self) -> str:
         names = [c.describe() for c in self.fitting[:3]]
@@ -217,11 +246,10 @@ def _check_precision(config: MidtrainConfig, a: Architecture, gpu: GPU) -> None:
             "with precision.fp8=on or off"
         )
     layout = config.parallel
+    check_precision_values(precision, a, layout, config.use_distributed_optimizer, config.recompute)
     if precision.fp8 == "on":
         fits = a.fits_tensor_parallel(layout.tensor_model_parallel_size)
         check_fp8_on(precision, a, layout if fits else ParallelConfig(), gpu.capability)
-    # The rest of it asks nothing of the machine once FP8 is off.
-    check_precision_values(precision, a, layout, config.use_distributed_optimizer, config.recompute)
 
 
 def _recompute(config: MidtrainConfig, a: Architecture) -> str:

@@ -32,6 +32,11 @@ _GPUS = {
     "mxfp8": ((10, 0), (12, 0), "a Blackwell GPU (B200)"),
 }
 
+# Settings that only some others make use of.
+_OF_FP8 = ("fp8_recipe", "fp8_format", "first_last_layers_bf16")
+_OF_DELAYED = ("fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo")
+_OF_LAYERS_IN_BF16 = ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
+
 _EMULATE = "precision.fp8=emulate measures the recipe's effect on the loss on any machine"
 
 
@@ -118,7 +123,8 @@ def _check_values(precision: PrecisionConfig, architecture: Architecture, layout
             raise InputError(f"precision.{key}: '{value}' is unknown; {advice}choose one of {', '.join(known)}")
     if precision.fp8_amax_history_len < 1:
         raise InputError(f"precision.fp8_amax_history_len: {precision.fp8_amax_history_len} must be at least 1")
-    if not precision.first_last_layers_bf16 or precision.fp8 == "off":
+    _refuse_without_effect(precision)
+    if not precision.first_last_layers_bf16:
         return
     if precision.fp8_recipe == "delayed":
         raise InputError(
@@ -131,6 +137,22 @@ def _check_values(precision: PrecisionConfig, architecture: Architecture, layout
             raise InputError(
                 f"precision.{key}: {getattr(precision, key)} is not between 0 and {most}, a pipeline stage's layers"
             )
+
+
+def _refuse_without_effect(precision: PrecisionConfig) -> None:
+    """A recipe without FP8 would be trained in bf16, and look like a measurement of the recipe."""
+    refused: dict[str, str] = {}
+    if not precision.first_last_layers_bf16:
+        refused |= dict.fromkeys(_OF_LAYERS_IN_BF16, "without precision.first_last_layers_bf16=true")
+    if precision.fp8_recipe != "delayed":
+        refused |= dict.fromkeys(_OF_DELAYED, f"with precision.fp8_recipe={precision.fp8_recipe}")
+    if precision.fp8 == "off":
+        refused |= dict.fromkeys(_OF_FP8 + _OF_DELAYED, "with precision.fp8=off")
+    default = PrecisionConfig()
+    for key, why in refused.items():
+        value, usual = getattr(precision, key), getattr(default, key)
+        if value != usual:
+            raise InputError(f"precision.{key}: {value} has no effect {why}; change that, or leave this at {usual}")
 
 
 def check_fp8_on(

@@ -187,6 +187,8 @@ def to_device(device: torch.device, batch: Batch) -> Batch:
 class Validation:
     """Mean loss on evenly spaced held-out rows of one source, shared over data-parallel ranks.
 
+    Every row counts once, whatever the layout: micro-batches are filled up with rows that no loss counts.
+
     Args:
         config: Of the stage; names the source and the rows.
         trainer: Whose model is asked.
@@ -195,21 +197,18 @@ class Validation:
 
     def __init__(self, config: MidtrainConfig, trainer: Trainer, forward_step: Callable[..., Any]) -> None:
         self._config, self._trainer, self._forward_step = config, trainer, forward_step
-        self._rows = validation_rows(config)
         self._held_out = open_held_out(config)
 
     def loss(self) -> float:
         """The mean over tokens."""
         config = self._config
-        share = self._rows // config.parallel.data_parallel_size
-        first = share * parallel_state.get_data_parallel_rank()
+        count = validation_micro_batches(config)
+        first = count * parallel_state.get_data_parallel_rank()
         batches = (
-            to_device(self._trainer.runtime.device, self._held_out.batch(row, config.micro_batch_size))
-            for row in range(first, first + share, config.micro_batch_size)
+            to_device(self._trainer.runtime.device, held_out_batch(self._held_out, config, number))
+            for number in range(first, first + count)
         )
-        sums = self._trainer.evaluate(
-            self._forward_step, batches, share // config.micro_batch_size, *micro_batch_shape(config)
-        )
+        sums = self._trainer.evaluate(self._forward_step, batches, count, *micro_batch_shape(config))
         return sums["loss"] / sums["tokens"]
 
 
@@ -219,15 +218,46 @@ def open_held_out(config: MidtrainConfig) -> HeldOut:
     Raises:
         InputError: No such source, or too little text.
     """
-    source = config.data.validation_source or ""
-    rows = validation_rows(config)
-    return HeldOut(config.data.path, source, config.seq_length, rows, config.data.isolate_documents)
+    data = config.data
+    return HeldOut(
+        data.path, data.validation_source or "", config.seq_length, data.validation_rows, data.isolate_documents
+    )
 
 
-def validation_rows(config: MidtrainConfig) -> int:
-    """Rows of a validation: what was asked for, in whole micro-batches on every data-parallel rank, and in whole rounds
-    of a virtual pipeline."""
-    size = config.micro_batch_size * config.parallel.data_parallel_size
-    if config.parallel.virtual_pipeline_model_parallel_size > 1:
-        size *= config.parallel.pipeline_model_parallel_size
-    return max(size, config.data.validation_rows // size * size)
+def validation_micro_batches(config: MidtrainConfig) -> int:
+    """Micro-batches of a validation on each data-parallel rank: enough for all rows, in whole rounds of a virtual
+    pipeline."""
+    layout = config.parallel
+    count = -(-config.data.validation_rows // (config.micro_batch_size * layout.data_parallel_size))
+    unit = layout.pipeline_model_parallel_size if layout.virtual_pipeline_model_parallel_size > 1 else 1
+    return -(-count // unit) * unit
+
+
+def held_out_batch(held_out: HeldOut, config: MidtrainConfig, number: int) -> Batch:
+    """A micro-batch of held-out rows.
+
+    Args:
+        held_out: From `open_held_out`.
+        config: Of the stage.
+        number: Of the micro-batch, over all data-parallel ranks. Where the rows end, zeros that no loss counts follow,
+            each row a document of its own.
+    """
+    size, rows, tokens = config.micro_batch_size, config.data.validation_rows, config.seq_length
+    real = min(size, max(0, rows - number * size))
+    if real == size:
+        return held_out.batch(number * size, size)
+    found = held_out.batch(number * size if real else 0, max(1, real))
+    batch: Batch = {}
+    for name in ("tokens", "labels", "loss_mask", "position_ids"):
+        filled = found[name].new_zeros(size, tokens)
+        if name == "position_ids":
+            filled[:] = torch.arange(tokens)
+        filled[:real] = found[name].view(-1, tokens)[:real]
+        batch[name] = filled.view(1, -1) if "cu_seqlens" in found else filled
+    batch["text_tokens"] = found["text_tokens"].new_zeros(size)
+    batch["text_tokens"][:real] = found["text_tokens"][:real]
+    if "cu_seqlens" in found:
+        bounds = found["cu_seqlens"]
+        empty = torch.arange(real, size + 1, dtype=bounds.dtype) * tokens
+        batch["cu_seqlens"] = torch.cat([bounds[bounds < real * tokens], empty])
+    return batch

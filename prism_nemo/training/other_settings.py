@@ -26,9 +26,13 @@ _FREE = (
 )  # fmt: skip
 
 
+_KIND = "use_distributed_optimizer"
+
+
 class _Config(Protocol):
     run_dir: str
     train_steps: int
+    use_distributed_optimizer: bool
 
 
 def other_settings(config: _Config) -> list[str]:
@@ -62,6 +66,29 @@ def refuse_other_settings_of_a_finished_run(config: _Config) -> None:
         raise InputError(
             f"run_dir {config.run_dir}: is finished (step {step}) with other settings: "
             f"{'; '.join(changed)}; give another run_dir, or the settings that it was trained with"
+        )
+
+
+def refuse_another_kind_of_optimizer(config: _Config) -> None:
+    """A run with checkpoints cannot turn `use_distributed_optimizer` on or off: what is saved has another structure.
+
+    Raises:
+        InputError: Saying what the run was saved with.
+    """
+    path = Path(config.run_dir) / CONFIG
+    if not path.is_file() or find_latest(Path(config.run_dir) / "checkpoints") is None:
+        return
+    try:
+        before = load_yaml(path).get(_KIND)
+    except InputError:
+        return
+    now = getattr(config, _KIND)
+    if isinstance(before, bool) and before != now:
+        word = str(before).lower()
+        raise InputError(
+            f"{_KIND}: the checkpoints of {config.run_dir} were saved with {word}, and their optimizer cannot be "
+            f"loaded with {str(now).lower()}; go on with {_KIND}={word}, or start a new stage from the newest "
+            "one (init_from)"
         )
 
 

@@ -6,6 +6,7 @@ Mid-training and reinforcement learning differ in what a step is; everything aro
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,12 +27,24 @@ from prism_nemo.checkpoint.native import (
 )
 from prism_nemo.checkpoint.retention import step_of
 from prism_nemo.checkpoint.saver import Saver
-from prism_nemo.config import CheckpointConfig, ParallelConfig, ScheduleConfig, check_positive
+from prism_nemo.config import (
+    CheckpointConfig,
+    GuardConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    check_positive,
+)
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.family import Architecture
 from prism_nemo.run import RunDirectory
 from prism_nemo.runtime import start, stop
-from prism_nemo.training.other_settings import other_settings, refuse_other_settings_of_a_finished_run
+from prism_nemo.training.guards import bad_steps_in_a_row, check_replicas
+from prism_nemo.training.other_settings import (
+    other_settings,
+    refuse_another_kind_of_optimizer,
+    refuse_other_settings_of_a_finished_run,
+)
 from prism_nemo.training.schedule import check_schedule
 from prism_nemo.training.stopping import StopRequest
 from prism_nemo.training.trainer import Trainer
@@ -42,11 +55,14 @@ class StageConfig(Protocol):
 
     run_dir: str
     parallel: ParallelConfig
+    optimizer: OptimizerConfig
     schedule: ScheduleConfig
     checkpoint: CheckpointConfig
+    guards: GuardConfig
     train_steps: int
     micro_batch_size: int
     log_interval: int
+    use_distributed_optimizer: bool
 
     @property
     def init_from(self) -> str | None:
@@ -75,15 +91,37 @@ def check_stage(config: StageConfig, *counts: str) -> None:
         "log_interval",
         *counts,
     )
+    check_optimizer(config.optimizer)
     check_schedule(config.schedule)
     if config.checkpoint.keep_every is not None:
         check_positive(config, "checkpoint.keep_every")
     check_run_directory(config)
+    refuse_another_kind_of_optimizer(config)
     refuse_other_settings_of_a_finished_run(config)
 
 
+def check_optimizer(optimizer: OptimizerConfig) -> None:
+    """Refuse settings that would ruin the weights, or turn something off, without a word.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    for key in ("lr", "weight_decay", "clip_grad"):
+        value = getattr(optimizer, key)
+        if not 0.0 <= value < math.inf:
+            off = " (0: no clipping)" if key == "clip_grad" else ""
+            raise InputError(f"optimizer.{key}: {value} must be a number of at least 0{off}")
+    for key in ("adam_beta1", "adam_beta2"):
+        value = getattr(optimizer, key)
+        if not 0.0 <= value < 1.0:
+            raise InputError(f"optimizer.{key}: {value} must be at least 0 and below 1")
+    if not 0.0 < optimizer.adam_eps < math.inf:
+        raise InputError(f"optimizer.adam_eps: {optimizer.adam_eps} must be a number above 0")
+
+
 def check_run_directory(config: StageConfig) -> None:
-    """Refuse the directory of another stage, or of one that began with another checkpoint: it would be gone on with.
+    """Refuse the directory of another stage, or of one that began elsewhere: it would be gone on with, and its lineage
+    would name a parent that it does not come from, or none.
 
     A checkpoint that was only moved is known by the hash of its manifest.
 
@@ -95,7 +133,7 @@ def check_run_directory(config: StageConfig) -> None:
         return
     try:
         found = json.loads(path.read_text())
-        stage, events = found.get("stage"), list(found.get("events", []))
+        stage, parents, events = found.get("stage"), list(found.get("parents", [])), list(found.get("events", []))
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not readable ({error}); give the stage another run_dir") from error
     mine = "rl" if hasattr(config, "grpo") else "midtrain"
@@ -105,9 +143,23 @@ def check_run_directory(config: StageConfig) -> None:
         )
     began = next((event for event in events if event.get("event") == "started from"), None)
     parent = Path(config.init_from) if config.init_from else None
-    if began is None or parent is None or not (parent / MANIFEST).is_file():
+    if parent is None:
+        if began is not None or parents:
+            beginning = began.get("checkpoint") if began is not None else parents[0]
+            raise InputError(
+                f"run_dir {config.run_dir}: its stage began with {beginning}, not with random weights; give another "
+                "run_dir, or the checkpoint that it began with as init_from"
+            )
         return
-    if sha256(parent / MANIFEST) != began.get("manifest_sha256"):
+    if began is None:
+        # Without a checkpoint of its own it would begin anew, with this one.
+        if not parents and find_latest(Path(config.run_dir) / "checkpoints") is not None:
+            raise InputError(
+                f"run_dir {config.run_dir}: its stage began with random weights, not with {parent}; give another "
+                "run_dir, or leave init_from out and give the model that it began with"
+            )
+        return
+    if (parent / MANIFEST).is_file() and sha256(parent / MANIFEST) != began.get("manifest_sha256"):
         raise InputError(
             f"run_dir {config.run_dir}: its stage began with {began.get('checkpoint')}, not with {parent}; give "
             "another run_dir, or the checkpoint that it began with"
@@ -218,29 +270,37 @@ def end_step(
     """Save if a checkpoint is due, the stage is done, or it was asked to stop; every rank calls this after each step.
 
     A checkpoint in the middle of a stage is written in the background, if the saver can; the last one is waited for.
-    `before_save` writes what the checkpoint refers to.
+    `before_save` writes what the checkpoint refers to. Replicas are compared first: at a restart all get a copy of one.
+    A checkpoint that is due while steps are left out waits for the first step that is taken again: the update before
+    may have broken the weights. On request, and at the end, it is saved all the same.
 
     Returns:
         The checkpoint that was saved, or None.
 
     Raises:
         StoppedEarly: If the stage was asked to stop, after saving.
-        PrismError: If this save, or one in the background, failed.
+        PrismError: If this save, or one in the background, failed, or replicas differ.
     """
     saver = saver or Saver(replace(config.checkpoint, async_save=False))
     saver.poll()
     done = state.step >= config.train_steps
     stopping = not done and request.agreed()
-    if not (stopping or done or state.step % config.checkpoint.save_interval == 0):
+    bad = bad_steps_in_a_row(state)
+    saver.due = saver.due or state.step % config.checkpoint.save_interval == 0
+    if not (stopping or done or (saver.due and not bad)):
         return None
+    saver.due = False
+    if config.guards.replica_check_interval:
+        check_replicas(trainer.raw, state.step)
     if before_save is not None:
         before_save()
     path = step_directory(run.checkpoints, state.step)
     saved = saver.save(path, trainer, state, {"stage": stage}, background=not (stopping or done))
     if stopping:
         stop()
+        among = f" among steps that were left out ({bad} so far, see bad_steps.jsonl)" if bad else ""
         raise StoppedEarly(
-            f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}); "
+            f"{config.run_dir}: stopped at step {state.step} of {config.train_steps} ({request.reason}){among}; "
             "saved, run the same command again to continue"
         )
     return saved

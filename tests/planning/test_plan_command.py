@@ -93,6 +93,21 @@ def test_a_recipe_that_does_not_fit_is_refused(run: Run) -> None:
     assert "tensor_model_parallel_size 16 does not divide" in err
 
 
+@pytest.mark.parametrize(
+    ("gpus", "advice"),
+    [(48, "--gpus 32 or 64 would do"), (24, "--gpus 16 or 32 would do"), (7, "--gpus 4 or 8 would do")],
+)
+def test_a_number_of_gpus_without_any_layout_is_refused(run: Run, gpus: int, advice: str) -> None:
+    """128 rows of a step, 8 groups of heads and 32 layers cannot be shared by 3 or by 7."""
+    code, out, err = run("--model", "llama-3.1-8b", "--gpus", gpus, "--json")
+    assert code == 2
+    assert err.startswith(f"prism-nemo: llama-3.1-8b on {gpus} x h100: no layout is possible, most often because ")
+    assert advice in err
+    found = json.loads(out)
+    assert found["refused"] in err
+    assert all(layout["memory"] is None for layout in found["layouts"])
+
+
 def test_precision_recomputation_and_layout_come_from_the_recipe(run: Run) -> None:
     arguments = ["--model", "mistral-small-24b", "hardware=h100x64", "--json"]
     before = json.loads(run(*arguments)[1])
@@ -135,6 +150,8 @@ def test_assumptions_change_the_plan(run: Run) -> None:
         (["--model", "llama-3.1-8b", "--gpu", "a100", "precision.fp8=on"], "capability 8.0, which has no FP8"),
         (["--model", "llama-3.1-8b", "precision.fp8=on", "precision.fp8_recipe=mxfp8"], "mxfp8 needs a Blackwell GPU"),
         (["--model", "nemotron-h-8b", "precision.fp8=on"], "on is not available for hybrids"),
+        (["--model", "llama-3.1-8b", "precision.fp8=on", "precision.fp8_recipe=none"], "fp8_recipe: 'none' is unknown"),
+        (["--model", "llama-3.1-8b", "precision.fp8_recipe=mxfp8"], "mxfp8 has no effect with precision.fp8=off"),
         (["--model", "llama-3.1-8b", "precision.fp8=emulate"], "emulate measures what a recipe does to the loss"),
         (["--model", "llama-3.1-8b", "precision.dtype=fp32"], "fp32 on GPUs is not planned for"),
         (["--model", "llama-3.1-8b", "precision.fp8_param_gather=true"], "fp8_param_gather needs precision.fp8=on"),

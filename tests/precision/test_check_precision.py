@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from precision_workers import MODEL_FOR_CAUSAL_LM_MAPPING
 from tiny_models import CASES
 
-from prism_nemo.config import MidtrainConfig, ParallelConfig, PrecisionConfig, RecomputeConfig, resolve, to_yaml
+from prism_nemo.config import (
+    MidtrainConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RecomputeConfig,
+    load_yaml,
+    resolve,
+    to_yaml,
+)
 from prism_nemo.errors import InputError
 from prism_nemo.models.family import Architecture, architecture_from_hf
 from prism_nemo.precision.check import check_precision, megatron_fields, recipes_of
@@ -55,6 +64,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], engine: bo
             {"fp8": "emulate", "fp8_recipe": "mxfp8", "first_last_layers_bf16": True, "num_layers_at_end_in_bf16": 5},
             "num_layers_at_end_in_bf16: 5 is not between 0 and 4",
         ),
+        ({"fp8_recipe": "blockwise"}, "fp8_recipe: blockwise has no effect with precision.fp8=off"),
+        ({"fp8_format": "e4m3"}, "fp8_format: e4m3 has no effect with precision.fp8=off"),
+        ({"first_last_layers_bf16": True}, "first_last_layers_bf16: True has no effect with precision.fp8=off"),
+        ({"fp8_margin": 2}, "fp8_margin: 2 has no effect with precision.fp8=off"),
+        ({"fp8_amax_history_len": 16}, "fp8_amax_history_len: 16 has no effect with precision.fp8=off"),
+        ({"fp8_amax_compute_algo": "max"}, "fp8_amax_compute_algo: max has no effect with precision.fp8=off"),
+        (
+            {"fp8": "emulate", "fp8_recipe": "mxfp8", "fp8_margin": 1},
+            "fp8_margin: 1 has no effect with precision.fp8_recipe=mxfp8; change that, or leave this at 0",
+        ),
+        (
+            {"fp8": "emulate", "fp8_recipe": "tensorwise", "fp8_amax_history_len": 9},
+            "fp8_amax_history_len: 9 has no effect with precision.fp8_recipe=tensorwise",
+        ),
+        (
+            {"fp8": "emulate", "num_layers_at_start_in_bf16": 2},
+            "num_layers_at_start_in_bf16: 2 has no effect without precision.first_last_layers_bf16",
+        ),
     ],
 )
 def test_refused(settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +90,12 @@ def test_refused(settings: dict[str, Any], message: str, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=message) as refused:
         check(**settings)
     assert refused.value.exit_code == 2
+
+
+def test_settings_with_an_effect_pass() -> None:
+    check()
+    check(fp8="emulate", fp8_margin=1, fp8_amax_history_len=4, fp8_amax_compute_algo="max", fp8_format="e4m3")
+    check(fp8="emulate", fp8_recipe="mxfp8", first_last_layers_bf16=True, num_layers_at_start_in_bf16=2)
 
 
 def test_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +155,11 @@ def test_what_megatron_is_told() -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("on", "on"), ("off", "off"), ("emulate", "emulate")])
-def test_on_and_off_are_words_not_booleans(text: str, value: str) -> None:
+def test_on_and_off_are_words_not_booleans(text: str, value: str, tmp_path: Path) -> None:
     """YAML reads a bare on as true; through an override, a file and a written config it is what was meant."""
     config = resolve(MidtrainConfig, {"run_dir": "x", "data": {"path": "y"}}, [f"precision.fp8={text}"])
     assert config.precision.fp8 == value
-    from omegaconf import OmegaConf
-
-    again = resolve(MidtrainConfig, OmegaConf.to_container(OmegaConf.create(to_yaml(config))))  # type: ignore[arg-type]
-    assert again.precision == config.precision
-    bare: Any = OmegaConf.to_container(OmegaConf.create(f"precision:\n  fp8: {text}\n"))
-    assert resolve(MidtrainConfig, {**bare, "run_dir": "x", "data": {"path": "y"}}).precision.fp8 == value
+    file = tmp_path / "config.yaml"
+    for content in (to_yaml(config), f"run_dir: x\ndata: {{path: y}}\nprecision:\n  fp8: {text}\n"):
+        file.write_text(content)
+        assert resolve(MidtrainConfig, load_yaml(file, MidtrainConfig)).precision == config.precision

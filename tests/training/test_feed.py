@@ -6,14 +6,16 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_training import STEPS, column, midtrain_config, numbers, write_texts
 from training_workers import midtrain_interrupted
 
-from prism_nemo.config import MidtrainConfig
+from prism_nemo.config import DataConfig, MidtrainConfig, ParallelConfig
 from prism_nemo.data.build import build_mixture
 from prism_nemo.data.manifest import load_manifest
 from prism_nemo.data.mixture import Mixture, Source
@@ -22,6 +24,7 @@ from prism_nemo.data.samples import Samples
 from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.runtime.launch import launch
+from prism_nemo.training.feed import held_out_batch, open_held_out, validation_micro_batches
 from prism_nemo.training.midtrain import check, midtrain
 
 
@@ -160,3 +163,55 @@ def test_a_source_that_would_be_repeated_too_often_is_refused_first(data: Path, 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"digits: .* epochs, max_epochs 2\. Train on fewer tokens"):
         check(midtrain_config(tmp_path / "run", folder, initial, train_steps=10_000))
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "size", "parallel", "micro_batches"),
+    [
+        (8, 2, ParallelConfig(), 4),
+        (7, 2, ParallelConfig(), 4),
+        (7, 3, ParallelConfig(data_parallel_size=2), 2),
+        (2, 4, ParallelConfig(data_parallel_size=3), 1),
+        (5, 1, ParallelConfig(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2), 6),
+    ],
+)
+def test_validation_counts_every_row_once_in_every_layout(
+    rows: int, size: int, parallel: ParallelConfig, micro_batches: int, isolate: bool, data: Path, tmp_path: Path
+) -> None:
+    config = midtrain_config(tmp_path, data, None, micro_batch_size=size, parallel=parallel)
+    config.data = DataConfig(str(data), "held", validation_rows=rows, isolate_documents=isolate)
+    held_out = open_held_out(config)
+    assert validation_micro_batches(config) == micro_batches
+    number = micro_batches * parallel.data_parallel_size
+    batches = [held_out_batch(held_out, config, i) for i in range(number)]
+    whole = held_out.batch(0, rows)
+    assert whole["loss_mask"].view(rows, -1).sum(1).min() > 0
+    for name in ("tokens", "labels", "loss_mask", "position_ids"):
+        together = torch.cat([batch[name].view(size, -1) for batch in batches])
+        assert together.shape == (number * size, config.seq_length)
+        assert torch.equal(together[:rows], whole[name].view(rows, -1))
+        if name == "loss_mask":
+            assert not together[rows:].any()
+    assert torch.cat([batch["text_tokens"] for batch in batches])[rows:].sum() == 0
+    for batch in batches:
+        assert ("cu_seqlens" in batch) is isolate
+        if isolate:
+            bounds = batch["cu_seqlens"].tolist()
+            assert batch["tokens"].shape == (1, size * config.seq_length)
+            assert (bounds[0], bounds[-1]) == (0, size * config.seq_length)
+            positions = batch["position_ids"][0].tolist()
+            assert positions == [i for a, b in pairwise(bounds) for i in range(b - a)]
+
+
+def test_validation_is_the_same_where_a_rank_has_nothing_but_filling(data: Path, initial: Path, tmp_path: Path) -> None:
+    """Three rows, one by one; and four at a time on two ranks, the second of which has none."""
+    found = []
+    for parallel, size in ((ParallelConfig(), 1), (ParallelConfig(data_parallel_size=2), 4)):
+        run = tmp_path / str(size)
+        config = midtrain_config(run, data, initial, parallel=parallel, micro_batch_size=size, train_steps=1)
+        config.data.validation_rows = 3
+        _run(config)
+        found += column(run, "validation_loss")
+    assert len(found) == 2
+    assert found[1] == pytest.approx(found[0], abs=1e-5)

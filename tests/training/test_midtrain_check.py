@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prism_nemo.config import (
     DataConfig,
     GuardConfig,
     MidtrainConfig,
+    OptimizerConfig,
     ParallelConfig,
     ScheduleConfig,
     resolve,
@@ -67,6 +69,19 @@ def test_a_good_configuration_passes(data: Path, initial: Path, tmp_path: Path) 
         ({"checkpoint": CheckpointConfig(save_interval=0)}, r"save_interval"),
         ({"checkpoint": CheckpointConfig(keep=0)}, r"keep"),
         ({"parallel": ParallelConfig(data_parallel_size=0)}, r"data_parallel_size"),
+        ({"optimizer": OptimizerConfig(lr=math.nan)}, r"optimizer\.lr: nan must be a number of at least 0"),
+        ({"optimizer": OptimizerConfig(lr=-1.0)}, r"optimizer\.lr: -1\.0 must be"),
+        ({"optimizer": OptimizerConfig(lr=math.inf)}, r"optimizer\.lr: inf must be"),
+        ({"optimizer": OptimizerConfig(clip_grad=-1.0)}, r"optimizer\.clip_grad: -1\.0 must be .*\(0: no clipping\)"),
+        ({"optimizer": OptimizerConfig(clip_grad=math.nan)}, r"optimizer\.clip_grad: nan must be"),
+        ({"optimizer": OptimizerConfig(weight_decay=-0.1)}, r"optimizer\.weight_decay: -0\.1 must be"),
+        ({"optimizer": OptimizerConfig(adam_beta1=1.0)}, r"optimizer\.adam_beta1: 1\.0 must be at least 0 and below 1"),
+        ({"optimizer": OptimizerConfig(adam_beta2=-0.1)}, r"optimizer\.adam_beta2: -0\.1 must be"),
+        ({"optimizer": OptimizerConfig(adam_beta2=math.nan)}, r"optimizer\.adam_beta2: nan must be"),
+        ({"optimizer": OptimizerConfig(adam_eps=0.0)}, r"optimizer\.adam_eps: 0\.0 must be a number above 0"),
+        ({"optimizer": OptimizerConfig(adam_eps=math.inf)}, r"optimizer\.adam_eps: inf must be"),
+        ({"schedule": ScheduleConfig(min_lr_ratio=math.nan)}, r"min_lr_ratio: nan is not between 0 and 1"),
+        ({"schedule": ScheduleConfig(lr_warmup_steps=-1)}, r"lr_warmup_steps: -1 is negative"),
         ({"guards": GuardConfig(spike="skp")}, r"guards\.spike: 'skp' is unknown; known: off, warn, skip, rollback"),
         ({"guards": GuardConfig(max_bad_steps=0)}, r"guards\.max_bad_steps: 0 must be at least 1"),
         ({"guards": GuardConfig(spike_z=0.5)}, r"guards\.spike_z: 0\.5 must be above 1"),
@@ -81,6 +96,14 @@ def test_numbers_that_cannot_work_are_refused(
         _check(data, initial, tmp_path, **changes)
 
 
+def test_the_studys_optimizer_and_no_clipping_pass(data: Path, initial: Path, tmp_path: Path) -> None:
+    for optimizer in (
+        OptimizerConfig(adam_eps=1e-10, clip_grad=1.0),
+        OptimizerConfig(lr=0.0, weight_decay=0.0, adam_beta1=0.0, clip_grad=0.0),
+    ):
+        _check(data, initial, tmp_path, optimizer=optimizer)
+
+
 def test_where_the_weights_come_from_must_be_said_once(data: Path, initial: Path, tmp_path: Path) -> None:
     for init_from, model in ((None, None), (initial, dict(LLAMA))):
         with pytest.raises(InputError, match=r"either init_from .* or model"):
@@ -90,6 +113,15 @@ def test_where_the_weights_come_from_must_be_said_once(data: Path, initial: Path
 def test_a_checkpoint_that_is_not_one_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.*not a complete prism-nemo checkpoint"):
         _check(data, tmp_path / "nowhere", tmp_path)
+
+
+def test_built_data_is_not_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    """Both have a manifest.json."""
+    with pytest.raises(InputError, match=r"holds tokens \(of 'prism-nemo data build'\), not a checkpoint"):
+        _check(data, data, tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is not a checkpoint: its manifest\.json names no architecture"):
+        _check(data, tmp_path, tmp_path)
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:

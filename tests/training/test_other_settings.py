@@ -9,7 +9,12 @@ import pytest
 from prism_nemo.config import MidtrainConfig, RLConfig, to_yaml
 from prism_nemo.errors import InputError
 from prism_nemo.training import other_settings as module
-from prism_nemo.training.other_settings import other_settings, refuse_other_settings_of_a_finished_run
+from prism_nemo.training.other_settings import (
+    other_settings,
+    refuse_another_kind_of_optimizer,
+    refuse_other_settings_of_a_finished_run,
+)
+from prism_nemo.training.stage import check_stage
 
 
 def _recorded(tmp_path: Path) -> MidtrainConfig:
@@ -76,3 +81,31 @@ def test_a_finished_run_with_other_settings_is_refused(
         return
     with pytest.raises(InputError, match=rf"is finished \(step {step}\) with other settings: optimizer.lr: 5e-05 -> "):
         refuse_other_settings_of_a_finished_run(config)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_kind_of_optimizer_stays_once_there_is_a_checkpoint(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megatron loads neither kind into the other: the names of their tensors differ."""
+    config = MidtrainConfig(run_dir=str(tmp_path), use_distributed_optimizer=before)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    config.use_distributed_optimizer = not before
+    refuse_another_kind_of_optimizer(config)
+    monkeypatch.setattr(module, "find_latest", lambda folder: Path(folder) / "step_00000004")
+    words = {True: "true", False: "false"}
+    message = f"were saved with {words[before]}, and their optimizer cannot be loaded with {words[not before]}"
+    with pytest.raises(InputError, match=message) as refused:
+        refuse_another_kind_of_optimizer(config)
+    assert refused.value.exit_code == 2
+    config.use_distributed_optimizer = before
+    refuse_another_kind_of_optimizer(config)
+
+
+def test_a_stage_checks_the_kind_of_its_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _recorded(tmp_path)
+    check_stage(config)
+    monkeypatch.setattr(module, "find_latest", lambda folder: Path(folder) / "step_00000004")
+    config.use_distributed_optimizer = False
+    with pytest.raises(InputError, match="use_distributed_optimizer: the checkpoints of"):
+        check_stage(config)

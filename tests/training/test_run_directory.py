@@ -50,6 +50,40 @@ def test_another_start_is_refused(run: Path, tmp_path: Path) -> None:
         check_run_directory(MidtrainConfig(run_dir=str(run), init_from=str(other)))
 
 
+def test_random_weights_in_the_place_of_its_checkpoint_are_refused(run: Path) -> None:
+    """The lineage would lose its parent."""
+    config = MidtrainConfig(run_dir=str(run), model={"model_type": "llama"})
+    with pytest.raises(InputError, match=r"began with .*base, not with random weights") as refused:
+        check_run_directory(config)
+    assert refused.value.exit_code == 2
+
+
+def test_a_checkpoint_in_the_place_of_its_random_weights_is_refused(tmp_path: Path) -> None:
+    """The run would go on from its own checkpoint, and name another as its parent."""
+    (tmp_path / "run").mkdir()
+    lineage = {"stage": "midtrain", "parents": [], "events": [{"event": "data"}]}
+    (tmp_path / "run" / "lineage.json").write_text(json.dumps(lineage))
+    base = checkpoint(tmp_path / "base", "{}")
+    config = MidtrainConfig(run_dir=str(tmp_path / "run"), init_from=str(base))
+    check_run_directory(config)  # nothing was saved: it does begin with this checkpoint
+    (tmp_path / "run" / "checkpoints").mkdir()
+    checkpoint(tmp_path / "run" / "checkpoints" / "step_00000004", '{"step": 4}')
+    with pytest.raises(InputError, match=r"began with random weights, not with .*base") as refused:
+        check_run_directory(config)
+    assert refused.value.exit_code == 2
+    check_run_directory(MidtrainConfig(run_dir=str(tmp_path / "run"), model={"model_type": "llama"}))
+
+
+@pytest.mark.parametrize("way", ["relative", "link", "dots"])
+def test_the_same_start_may_be_written_in_another_way(
+    way: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    written = {"relative": "base", "link": "link", "dots": "run/../base"}[way]
+    check_run_directory(MidtrainConfig(run_dir=str(run), init_from=written))
+
+
 def test_a_damaged_lineage_is_named(run: Path) -> None:
     (run / "lineage.json").write_text("[")
     with pytest.raises(InputError, match=r"lineage\.json: not readable"):
