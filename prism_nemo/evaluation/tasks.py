@@ -120,7 +120,9 @@ def evaluate_checkpoint(config: EvaluationConfig, checkpoint: str) -> dict[str, 
     tasks, samples = {}, []
     known = [task_named(name) for name in config.tasks]
     engine = Engine(model, slots=config.batch_size)
-    with Judge(RewardConfig(), {task.name: task for task in known}, config.max_new_tokens) as judge:
+    tokenizer = load_tokenizer(config.tokenizer)
+    end = tokenizer.decode([tokenizer.eos_id])
+    with Judge(RewardConfig(), {task.name: task for task in known}, config.max_new_tokens, end) as judge:
         for task in known:
             tasks[task.name], kept = _accuracy(engine, judge, config, task)
             samples += kept

@@ -17,6 +17,7 @@ from prism_nemo.rl.rewards.task import CLOSE, END, OPEN, Problem, Score, Task
 from prism_nemo.rl.rewards.verifier import Verifier, verifier_named
 
 GATES = ("think", "none")
+_SPELLED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,23 @@ class Judge:
                 verdicts[n] = verdict
         return [verdict if verdict is not None else Verdict(None, "no verdict") for verdict in verdicts]
 
+    def _body(self, item: Answered) -> str:
+        """A response without its end token."""
+        return item.text.removesuffix(self._end) if item.finished else item.text
+
     def _by_task(self, item: Answered) -> Score:
-        """A task's own rule, which knows its form."""
+        """A task's own rule, which knows its form.
+
+        A task looks for `END`, whatever the model's end token is called; and a model that spells `END` in letters has
+        not ended.
+        """
         task = self._tasks[item.problem.task]
+        body = self._body(item)
         try:
             if self._config.gate == "think":
-                score = task.score(item.problem, item.text)
+                score = task.score(item.problem, body.replace(END, _SPELLED) + (END if item.finished else ""))
             else:
-                answer = item.text.removesuffix(self._end).rpartition(CLOSE)[2].strip()
+                answer = body.rpartition(CLOSE)[2].strip()
                 score = Score(task.grade(item.problem, answer), True, answer)
         except Exception as error:  # a task of the user's may raise anything
             return Score(0.0, False, None, 0.0, failure=f"raised {type(error).__name__}")
@@ -178,7 +188,7 @@ class Judge:
         The study's gate (arXiv 2603.17074, section 9.1): ``<think> ... </think> response``, and the end token. A prompt
         may have opened the thinking already.
         """
-        body = item.text.removesuffix(self._end) if item.finished else item.text
+        body = self._body(item)
         if self._config.gate == "none":
             answer = body.rpartition(CLOSE)[2].strip()
             return True, answer or None

@@ -231,14 +231,38 @@ def test_another_end_token() -> None:
         assert judge.score([Answered(problem, "w</think>7</s>", [1], True)])[0].reward == 1.0
 
 
-def test_tasks_score_for_themselves() -> None:
+@pytest.mark.parametrize("end", ["<eos>", "</s>", "<|eot_id|>", "<|end_of_text|>", ""])
+def test_tasks_score_for_themselves(end: str) -> None:
+    """Whatever the end token is called: models have many names for it, tasks one."""
     task = task_named("arithmetic")
     problem = Problem("arithmetic", "1+1=?", "", "2")
-    with Judge(RewardConfig(), {task.name: task}, 40) as judge:
-        texts = ["</think>2<eos>", "</think>3<eos>", "2<eos>", "</think>2"]
-        scores = judge.score([Answered(problem, text, [1], True) for text in texts])
-    assert scores == [task.score(problem, text) for text in texts]
-    assert [s.reward for s in scores] == [1.0, 0.0, 0.0, 0.0]
+    with Judge(RewardConfig(), {task.name: task}, 40, end) as judge:
+        texts = [("</think>2", True), ("</think>3", True), ("2", True), ("</think>2", False)]
+        scores = judge.score([Answered(problem, text + end * ended, [1], ended) for text, ended in texts])
+    assert scores == [task.score(problem, text + "<eos>" * ended) for text, ended in texts]
+    assert [(s.reward, s.well_formed) for s in scores] == [(1.0, True), (0.0, True), (0.0, False), (0.0, False)]
+
+
+@pytest.mark.parametrize("end", ["<eos>", "</s>"])
+@pytest.mark.parametrize("text", ["</think>2<eos> blah", "</think>2<eos>", "</think>2<e<eos>os> blah"])
+def test_an_end_token_in_letters_ends_nothing(text: str, end: str) -> None:
+    """Cut off, it is not finished; and after a real end token, what stands before that is the answer."""
+    task = task_named("arithmetic")
+    problem = Problem("arithmetic", "1+1=?", "", "2")
+    with Judge(RewardConfig(), {task.name: task}, 40, end) as judge:
+        cut, ended = judge.score([Answered(problem, text, [1], False), Answered(problem, text + end, [1], True)])
+    assert (cut.reward, cut.well_formed) == (0.0, False)
+    assert (ended.reward, ended.well_formed) == (0.0, True)
+
+
+@pytest.mark.parametrize("end", ["<eos>", "</s>"])
+def test_tasks_without_the_form_do_not_see_the_end_token(end: str) -> None:
+    task = task_named("arithmetic")
+    problem = Problem("arithmetic", "1+1=?", "", "2")
+    with Judge(RewardConfig(gate="none"), {task.name: task}, 40, end) as judge:
+        texts = [("w</think>2", True), ("2", True), ("2", False), ("3", True)]
+        scores = judge.score([Answered(problem, text + end * ended, [1], ended) for text, ended in texts])
+    assert [s.reward for s in scores] == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_a_task_that_raises_costs_one_verdict() -> None:
