@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,16 @@ def test_a_model_that_is_always_right_scores_one(processes: int, setting: tuple[
         assert task["ci95"][0] == pytest.approx(21 / (21 + 1.959964**2))  # Wilson when all are right
     other = launch(evaluate_with_known_answers, replace(config, split="validation"), checkpoint, processes=processes)
     assert [other["tasks"][name]["accuracy"] for name in config.tasks] == [0.0, 0.0]
+
+
+def test_the_end_token_may_have_any_name(setting: tuple[EvaluationConfig, str], tmp_path: Path) -> None:
+    config, checkpoint = setting
+    tokenizer = Path(shutil.copytree(config.tokenizer, tmp_path / "tokenizer"))
+    for file in tokenizer.iterdir():
+        file.write_text(file.read_text().replace("<eos>", "<|eot_id|>"))
+    config = replace(config, tokenizer=str(tokenizer), tasks=["arithmetic"], retention=None)
+    task = launch(evaluate_with_known_answers, config, checkpoint)["tasks"]["arithmetic"]
+    assert (task["accuracy"], task["format_rate"]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("temperature", "sampled", "greedy"), [(1.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
