@@ -307,6 +307,57 @@ def test_tests_that_cannot_be_run_are_an_error_and_not_a_zero(verifier, asserts,
         verifier.verify(problem(asserts=asserts), RIGHT)
 
 
+# Tests that a wrong program passes: nothing in them is ever asked.
+HOLLOW = {
+    "docstring": '"""Tests of add."""\ndef test_add():\n    assert add(1, 2) == 3',
+    "guard": "def test_add():\n    assert add(1, 2) == 3\nif __name__ == '__main__':\n    test_add()",
+    "unittest": "import unittest\nclass TestAdd(unittest.TestCase):\n    def test_add(self):\n"
+    "        self.assertEqual(add(1, 2), 3)\nif __name__ == '__main__':\n    unittest.main()",
+    "unittest that is run": "import unittest\nclass Adding(unittest.TestCase):\n    def runTest(self):\n"
+    "        self.assertEqual(add(1, 2), 3)\nunittest.TextTestRunner().run(Adding())",
+    "pytest class": "class TestAdd:\n    def test_add(self):\n        assert add(1, 2) == 3\nassert True",
+    "print": "ok = add(1, 2) == 3\nprint(ok)",
+    "a function that is not called": "def verify():\n    assert add(1, 2) == 3\n'done'\n...",
+}
+
+
+@pytest.mark.parametrize("why", HOLLOW)
+def test_tests_that_ask_nothing_are_an_error_and_no_full_marks(verifier, share, why):
+    for one in (verifier, share):
+        for program in ("def add(a, b):\n    return a - b", RIGHT):
+            with pytest.raises(PrismError, match=r"assert nothing|never call it|nothing here would run"):
+                one.verify(problem(asserts=HOLLOW[why]), program)
+
+
+def test_only_what_can_find_fault_is_a_case(share):
+    tests = problem(
+        asserts="""
+'Tests of add.'
+def near(value, expected):
+    assert abs(value - expected) < 1e-6
+runs = [near]
+print('begin')
+assert add(1, 2) == 3
+near(add(1, 1), 2)
+for run in runs:
+    run(add(2, 2), 4)
+if add(5, 5) != 10:
+    raise ValueError
+testing.assertEqual(add(0, 0), 0)
+add(1, 1)
+if __name__ == '__main__':
+    add('never', None)
+""",
+        setup="import types\ndef equal(a, b):\n    assert a == b\ntesting = types.SimpleNamespace(assertEqual=equal)",
+    )
+    assert share.cases(tests, RIGHT) == [True] * 5
+    assert share.cases(tests, "def add(a, b):\n    return 3") == [True] + [False] * 4
+    # What is no case counts where it fails: the tests ended there.
+    assert share.cases(tests, "def add(a, b):\n    assert (a, b) != (1, 1)\n    return a + b") == [
+        True, False, True, True, True, False,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [

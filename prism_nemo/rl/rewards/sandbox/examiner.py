@@ -9,6 +9,7 @@ Stdin: a job and then, once the candidate is running, its tests; each is JSON af
 line of JSON for each case.
 """
 
+import ast
 import builtins
 import contextlib
 import json
@@ -145,25 +146,13 @@ class Names(dict):
 
 
 def examine_asserts(job, tell):
-    """The statements of the tests are run one after the other, here; each that can fail is a case."""
-    import ast
-
-    preparing = tuple(getattr(ast, name) for name in _PREPARING)
+    """The statements of the tests are run one after the other, here; each that can find fault is a case."""
     candidate = Candidate(job["program"])
     tests = json.loads(read_blob())
     try:
-        statements = ast.parse(tests["asserts"], "tests.py").body
-    except (SyntaxError, ValueError) as error:
-        tell(unsupported=f"the asserts are not Python: {error}")
-        return
-    names = [s.name for s in statements if isinstance(s, ast.FunctionDef)]
-    calls = [s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
-    called = {getattr(call.func, "id", "") for call in calls}
-    if "check" in names and "check" not in called:
-        statements += ast.parse("check(candidate)").body
-    cases = [s for s in statements if not isinstance(s, preparing)]
-    if not cases:
-        tell(unsupported="the asserts assert nothing")
+        statements, cases = planned(tests["asserts"])
+    except Unsupported as error:
+        tell(unsupported=str(error))
         return
     tell(total=len(cases))
     namespace = Names(candidate, job["entry_point"])
@@ -179,16 +168,83 @@ def examine_asserts(job, tell):
             failed = "out of time"
         except BaseException as error:
             failed = f"{type(error).__name__}: {error}"
-        if statement in cases:
+        # Of what is no case only that it failed: then nothing after it can be right.
+        if statement in cases or failed:
             tell(passed=failed is None, error=(failed or "")[:ERROR_CHARACTERS])
         # The tests are in this process: no fresh candidate can be forked off, which could find them in its memory.
         if failed and (job["stop_at_failure"] or failed == "out of time" or statement not in cases):
             return
 
 
+def planned(text):
+    """The statements of tests that are run, and those of them that are cases.
+
+    A case is a statement with an assert in it, or one that uses what has an assert in it: a docstring, a ``print`` or
+    a guard of ``__main__`` passes whatever the program does.
+
+    Raises:
+        Unsupported: For tests that are no Python, or would pass without having asserted anything.
+    """
+    try:
+        statements = [s for s in ast.parse(text, "tests.py").body if not _is_guard(s)]
+    except (SyntaxError, ValueError) as error:
+        raise Unsupported(f"the asserts are not Python: {error}") from None
+    names = [s.name for s in statements if isinstance(s, ast.FunctionDef)]
+    calls = [s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    called = {getattr(call.func, "id", "") for call in calls}
+    if "check" in names and "check" not in called:
+        statements += ast.parse("check(candidate)").body
+    for node in (node for statement in statements for node in ast.walk(statement)):
+        if isinstance(node, ast.ClassDef) and any(_name(base).endswith("TestCase") for base in node.bases):
+            raise Unsupported(f"the asserts hold the unittest class {node.name}, which nothing here would run")
+        if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and not _is_used(node.name, statements):
+            raise Unsupported(f"the asserts define {node.name} and never call it")
+    binding = [(s, _bound(s)) for s in statements if isinstance(s, _PREPARING)]
+    asserting: set[str] = set()  # names behind which there is an assert
+    while more := {n for s, bound in binding for n in bound if n not in asserting and _asserts(s, asserting)}:
+        asserting |= more
+    cases = [s for s in statements if not isinstance(s, _PREPARING) and _asserts(s, asserting)]
+    if not cases:
+        raise Unsupported("the asserts assert nothing")
+    return statements, cases
+
+
+def _is_guard(statement):
+    """Whether it is ``if __name__ == "__main__":``, which does not hold here."""
+    return isinstance(statement, ast.If) and any(_name(node) == "__name__" for node in ast.walk(statement.test))
+
+
+def _name(node):
+    """The last part of a dotted name, or nothing."""
+    return getattr(node, "id", "") or getattr(node, "attr", "")
+
+
+def _is_used(name, statements):
+    return any(_name(node) == name for statement in statements for node in ast.walk(statement))
+
+
+def _bound(statement):
+    """The names that a statement gives a value."""
+    if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+        return {statement.name}
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _asserts(statement, asserting):
+    """Whether an assert is in a statement, or behind a name in it; `raise`, exits and assertEqual are asserts too."""
+    for node in ast.walk(statement):
+        name = _name(node)
+        if isinstance(node, (ast.Assert, ast.Raise)) or name in asserting:
+            return True
+        if name.lower().startswith("assert") or name in ("raises", "exit", "fail", "exec"):
+            return True
+    return False
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # Statements that are no case by themselves.
 _PREPARING = (
-    "FunctionDef", "AsyncFunctionDef", "ClassDef", "Import", "ImportFrom", "Assign", "AnnAssign", "AugAssign", "Pass",
+    *_FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Pass,
 )  # fmt: skip
 
 main()
