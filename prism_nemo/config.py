@@ -233,6 +233,7 @@ class RewardConfig:
     repetition_ngram: int = 8  # tokens
     sandbox: str = "bubblewrap"  # for code: bubblewrap, or process (weaker; see docs/rewards.md)
     code_score: str = "all"  # all: 1 if every test passes; share: of the tests that pass
+    code_seconds: float = 8.0  # for code: of a program over all its tests; half of it for each test
 
 
 @dataclass

@@ -32,7 +32,7 @@ from typing import Any
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.rl.rewards.sandbox import Sandbox, SandboxLimits, plain
 from prism_nemo.rl.rewards.task import Problem
-from prism_nemo.rl.rewards.verifier import Verifier
+from prism_nemo.rl.rewards.verifier import NoVerdict, Verifier
 
 SCORES = ("all", "share")
 _INSIDE = Path(__file__).parent / "sandbox"
@@ -136,6 +136,12 @@ class CodeVerifier(Verifier):
         with Sandbox(self.limits, sandbox, ready=0) as trial:
             trial.check()
 
+    @classmethod
+    def within(cls, seconds: float, sandbox: str, score: str) -> CodeVerifier:
+        """One that gives each program so many seconds over all its cases, and half of them for each."""
+        limits = SandboxLimits(wall_seconds=seconds, cpu_seconds=seconds)
+        return cls(sandbox, score, limits, case_seconds=seconds / 2)
+
     @property
     def time_limit(self) -> float:
         """Seconds after which a verdict is overdue; the sandbox keeps the program's own limit, whatever it does."""
@@ -146,6 +152,7 @@ class CodeVerifier(Verifier):
 
         Raises:
             InputError: If the problem's tests cannot be read.
+            NoVerdict: If the time was over before a case had failed: a longer one might have shown a right program.
             PrismError: If no verdict could be had: the sandbox failed, or the tests cannot be run here.
         """
         passed = self.cases(problem, answer)
@@ -173,10 +180,13 @@ class CodeVerifier(Verifier):
         if tests.form == "asserts":
             total = next((line["total"] for line in lines if "total" in line), 1)
             passed = [line["passed"] is True for line in lines if "passed" in line]
-            return passed + [False] * (total - len(passed))
-        judge = _printed if tests.form == "stdin" else _returned
-        passed = [judge(line, expected) for line, expected in zip(lines, tests.expected, strict=False)]
-        return passed + [False] * (len(tests.expected) - len(passed))
+        else:
+            total = len(tests.expected)
+            judge = _printed if tests.form == "stdin" else _returned
+            passed = [judge(line, expected) for line, expected in zip(lines, tests.expected, strict=False)]
+        if told.killed_by == "time" and len(passed) < total and all(passed):
+            raise NoVerdict("out of time")
+        return passed + [False] * (total - len(passed))
 
 
 def same_value(value: Any, expected: Any) -> bool:

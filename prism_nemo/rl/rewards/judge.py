@@ -14,7 +14,7 @@ from prism_nemo.config import RewardConfig
 from prism_nemo.errors import InputError
 from prism_nemo.rl.rewards.pool import Verdict, VerifierPool
 from prism_nemo.rl.rewards.task import CLOSE, END, OPEN, Problem, Score, Task
-from prism_nemo.rl.rewards.verifier import Verifier, verifier_named
+from prism_nemo.rl.rewards.verifier import NoVerdict, Verifier, verifier_named
 
 GATES = ("think", "none")
 _SPELLED = "\N{REPLACEMENT CHARACTER}"
@@ -48,7 +48,7 @@ def check_rewards(config: RewardConfig) -> None:
     for name in ("workers", "repetition_ngram"):
         if getattr(config, name) < 1:
             raise InputError(f"rewards.{name}: {getattr(config, name)} must be at least 1")
-    for name in ("time_limit", "memory_gb"):
+    for name in ("time_limit", "memory_gb", "code_seconds"):
         if not getattr(config, name) > 0:
             raise InputError(f"rewards.{name}: {getattr(config, name)} must be positive")
     for name in ("stop_penalty", "repetition_penalty"):
@@ -134,7 +134,9 @@ class Judge:
             if name == "code" and name not in self._config.verifiers:
                 from prism_nemo.rl.rewards.code import CodeVerifier
 
-                self._verifiers[name] = CodeVerifier(self._config.sandbox, self._config.code_score)
+                self._verifiers[name] = CodeVerifier.within(
+                    self._config.code_seconds, self._config.sandbox, self._config.code_score
+                )
             else:
                 self._verifiers[name] = verifier_named(name, self._config.verifiers)
             if self._verifiers[name].isolated:
@@ -229,6 +231,8 @@ def verdict_of(verifier: Verifier, problem: Problem, answer: str) -> Verdict:
     """Ask a verifier in this process; whatever it does wrong is named."""
     try:
         value = verifier.verify(problem, answer)
+    except NoVerdict as error:
+        return Verdict(None, str(error))
     except (Exception, SystemExit) as error:  # a verifier must not end the trainer
         return Verdict(None, f"raised {type(error).__name__}", _told(error))
     problem_found = _not_a_mark(value)

@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from prism_nemo.errors import InputError
+from prism_nemo.errors import InputError, PrismError
 from prism_nemo.rl.rewards.task import Problem
 
 # Imported when asked for: sympy alone takes a third of a second.
@@ -16,6 +16,10 @@ _KNOWN = {
     "exact": "prism_nemo.rl.rewards.exact:ExactVerifier",
     "code": "prism_nemo.rl.rewards.code:CodeVerifier",
 }
+
+
+class NoVerdict(PrismError):
+    """Whether an answer is right could not be found out; the message, a few words without numbers, is counted."""
 
 
 class Verifier(ABC):
@@ -40,6 +44,9 @@ class Verifier(ABC):
         Args:
             problem: With the right answer in `Problem.answer`, and what else the verifier needs in its metadata.
             answer: The response's text after the thinking part.
+
+        Raises:
+            NoVerdict: If there is none for this answer; anything else that is raised has the same effect.
         """
 
 

@@ -11,8 +11,11 @@ from fractions import Fraction
 import pytest
 from sandbox_tools import BOTH
 
+from prism_nemo.config import RewardConfig
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.rl.rewards.code import CodeVerifier, program_in, read_tests, same_output, same_value
+from prism_nemo.rl.rewards.judge import Judge, verdict_of
+from prism_nemo.rl.rewards.pool import Verdict
 from prism_nemo.rl.rewards.sandbox import SandboxLimits, plain
 from prism_nemo.rl.rewards.task import Problem
 
@@ -233,6 +236,33 @@ def test_a_case_that_hangs_costs_its_own_time_and_its_own_score(share):
     assert share.verify(SCRIPT, "a, b = map(int, input().split())\nwhile a == 1: pass\nprint(a + b)") == 0.5
     # The tests' text is in the examiner by then, which can start no other candidate.
     assert share.verify(ASSERTS, program) == 0.0
+
+
+@pytest.mark.parametrize("form", ["calls", "asserts", "script"])
+def test_a_program_that_no_case_refuted_in_time_has_no_verdict(form):
+    """Right, and slow: 0 would tell the policy that it is wrong."""
+    hurried = CodeVerifier("process", limits=SandboxLimits(wall_seconds=3), case_seconds=20)
+    wait = "import time\ntime.sleep(2)\n"
+    program = (
+        wait + RIGHT_SCRIPT if form == "script" else "import time\ndef add(a, b):\n    time.sleep(2)\n    return a + b"
+    )
+    assert verdict_of(hurried, {**FORMS, "script": SCRIPT}[form], program) == Verdict(None, "out of time")
+
+
+def test_a_program_that_a_case_refuted_in_time_is_wrong():
+    hurried = CodeVerifier("process", "share", SandboxLimits(wall_seconds=5), case_seconds=20)
+    program = "import time\ndef add(a, b):\n    if a == 5:\n        time.sleep(20)\n    return 0"
+    assert [hurried.cases(p, program) for p in (CALLS, ASSERTS)] == [[False, False]] * 2
+
+
+def test_seconds_of_a_program_come_from_the_configuration():
+    with Judge(RewardConfig(sandbox="process"), {}, 40) as usual:
+        usual_code = usual._verifier("code")
+    assert (usual_code.limits, usual_code.case_seconds) == (SandboxLimits(), 4.0)
+    with Judge(RewardConfig(sandbox="process", code_seconds=60.0), {}, 40) as patient:
+        code = patient._verifier("code")
+    assert (code.limits.wall_seconds, code.limits.cpu_seconds, code.case_seconds) == (60.0, 60.0, 30.0)
+    assert code.time_limit > 60.0
 
 
 def test_a_case_that_ends_the_process_costs_its_own_score(share):

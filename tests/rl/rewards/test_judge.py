@@ -310,6 +310,7 @@ def test_penalties_are_subtracted_and_named() -> None:
         ({"gate": "thinking"}, "rewards.gate: 'thinking' is unknown; choose one of think, none"),
         ({"workers": 0}, "rewards.workers"),
         ({"time_limit": 0.0}, "rewards.time_limit"),
+        ({"code_seconds": 0.0}, "rewards.code_seconds"),
         ({"memory_gb": float("nan")}, "rewards.memory_gb"),
         ({"stop_penalty": -1.0}, "rewards.stop_penalty.*subtracted"),
         ({"repetition_penalty": -0.1}, "rewards.repetition_penalty"),
