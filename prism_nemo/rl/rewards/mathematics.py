@@ -40,6 +40,11 @@ _COMPARED = re.compile(
 _UNIT = re.compile(
     r"^(.*\S)\s*((?:(?:square|cubic)\s+)?(?:(?<=\s)[a-zA-Z]{2,}|\\text\s*\{[a-zA-Z ]+\})(?:\s*\^\s*\{?[23]\}?)?)$"
 )
+# "1 000 000" and "3.141 592 65": digits in threes, which is how spaces are put into one number.
+_GROUPED = re.compile(
+    r"(?<![\d.,])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?! ?[\d.])"
+    r"|(?<![\d.,])(?<!\d )(?:\d+|[1-9]\d{0,2}(?: \d{3})+)\.(?:\d{3} )*\d{1,3}(?! ?\d)"
+)
 _ABOUT = re.compile(
     r"^(?:(?:about|approximately|roughly|around|exactly|precisely|just|only|equal to)\s+|=\s*)+", re.IGNORECASE
 )
@@ -128,7 +133,11 @@ def _same(gold: str, given: str, percent_asked: bool, depth: int) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", text) if not _is_text(text) else normalised(text)
+    """A text without the spaces that say nothing; one between two digits does: "1 2" is not 12."""
+    if _is_text(text):
+        return normalised(text)
+    text = _GROUPED.sub(lambda number: number[0].replace(" ", ""), text)
+    return re.sub(r"(?<![\d.])\s+|\s+(?![\d.])", "", text)
 
 
 def _is_text(text: str) -> bool:

@@ -85,7 +85,7 @@ _NOT_UNITS = frozenset(
         "possibly probably approximately half halves third thirds quarter quarters double twice of out in on "
         "off e i x y z n k t r from up down ago mistake guess maximum minimum tens tenth tenths hundredth "
         "hundredths thousandths pairs pair score gross percent point points inclusive exclusive repeating "
-        "recurring"
+        "recurring short too many"
     )
 ).union(_SCALES, _ONES, _TENS, _PARTS, {f"{word}s" for word in _SCALES})
 _HARMLESS_TAILS = re.compile(
