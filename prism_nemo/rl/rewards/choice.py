@@ -20,7 +20,10 @@ _SET_APART = re.compile(
     rf"^(?:{_WORD}\s*:?\s*)?(?:[(\[]\s*({_L}|[a-j])\s*[)\]]|({_L}|[a-j])\s*(?:[).:]|[-–—]{{1,2}}\s))\s*(.*)$", re.DOTALL
 )
 _NAMED = re.compile(rf"^(?:option|choice)\s+[(\[]?({_L})[)\]]?(?:\s+(.*))?$", re.IGNORECASE | re.DOTALL)
-_LETTER_AND_TEXT = re.compile(rf"^({_L})\s+(.+)$", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(
+    rf"^(?i:{_WORD}\s*:?\s*)?(?:({_L})|[(\[]\s*({_L})\s*[)\]])(?:\s*,\s*|\s+)(.+)$", re.DOTALL
+)
+_IT_IS = re.compile(rf"^(?i:it\s+is|it['’]s|this\s+is|that\s+is)\s+[(\[]?\s*({_L})\s*[)\]]?\s*[.:]?$")
 _TWO_LETTERS = re.compile(
     rf"\b(?:or|and|nor|not)\s+(?:option\s+|choice\s+)?[(\[]?{_L}(?![\w'’])|\b{_L}[)\]]?\s*[,/&]\s*[(\[]?{_L}\b"
 )
@@ -128,17 +131,20 @@ def _plain(text: str) -> str:
 def _letter(text: str, options: list[str]) -> str | None:
     known = LETTERS[: len(options)]
     by_text = _by_text(text, options)
-    if by_text is not None and len(text) > 1:
+    if by_text is not None and (len(text) > 1 or text.upper() not in known):
         return by_text
-    if match := _WHOLE.match(text):
+    if match := _WHOLE.match(text) or _IT_IS.match(text):
         return match[1].upper() if match[1].upper() in known else None
     if match := _SET_APART.match(text):
         letter, rest = (match[1] or match[2]).upper(), match[3]
     elif match := _NAMED.match(text):
         letter, rest = match[1].upper(), match[2] or ""
     elif match := _LETTER_AND_TEXT.match(text):
-        # "C Paris" is a choice; "A dog" is one only if that is what option A says.
-        letter, rest = match[1], match[2]
+        # "C Paris" and "C, Paris" are choices; "A dog" is one only if that is what option A says, and "C, D" is none.
+        letter, rest = match[1] or match[2], match[3]
+        second = _WHOLE.match(rest)
+        if second and second[1].upper() != letter and second[1].upper() in known:
+            return None
         return letter if _by_text(rest, options) == letter else None
     else:
         return None

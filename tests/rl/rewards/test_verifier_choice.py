@@ -30,6 +30,12 @@ CHOICES = [
     "@ - ~",
     "**@. ~**",
     "@ ~",
+    "@, ~",
+    "The answer is @, ~.",
+    "The correct answer is option @, ~.",
+    "The answer is (@), ~",
+    "So it is @.",
+    "It is (@).",
     "answer: @",
     "Answer: (@) ~",
     "**Answer:** @. ~",
@@ -75,6 +81,11 @@ NO_CHOICE = [
     "The answer is B, C",
     "B and C",
     "C/D",
+    "It is a cat's",
+    "It is not C.",
+    "So it is C or D.",
+    "The answer is C, Paris.",
+    "The answer is option C, D.",
     "C, D",
     "(C), (D)",
     "(C) or (D)",
@@ -152,6 +163,16 @@ def test_texts_that_two_options_share_or_that_are_letters() -> None:
     assert chosen("same", ["same", "same", "other"]) is None
     assert chosen("B. same", ["same", "same", "other"]) is None or chosen("B", ["same", "same", "x"]) == "B"
     assert chosen("The answer is B", ["C", "A", "B"]) == "B"  # the letter, not the text
+    assert chosen("A, C", ["C", "A", "B"]) is None
+
+
+@pytest.mark.parametrize("response", ["2", "2.", "The answer is 2.", r"\boxed{2}", "B, 2", "B. 2"])
+def test_texts_of_one_character(response: str) -> None:
+    assert chosen(response, ["1", "2", "3"]) == "B"
+    assert chosen(response, ["1", "3", "2"]) == (None if "B" in response else "C")
+    assert chosen("x", ["y", "x"]) == "B"
+    assert chosen("E", ["K", "E"]) == "B"  # no letter of an option
+    assert chosen("AB", ["O", "AB", "B"]) == "B"
 
 
 @settings(max_examples=200, deadline=None)
