@@ -82,7 +82,7 @@ class Collector:
             problems = list(enumerate(self._stream.take(first, wanted), first))
             state.extra[CURSOR] = first + wanted
             rounds += 1
-            found = self._round(problems[self._rank * self._share : (self._rank + 1) * self._share])
+            found = self._round(self._mine(problems))
             sampled += found
             live = live_groups(torch.tensor([r.reward for r in found]), group).tolist()
             # Without a KL term a group of equal rewards has no gradient, and its tokens stay out of the denominator;
@@ -97,6 +97,14 @@ class Collector:
                 used = [r for r in used if r.number in taken]
                 break
         return Collected(sampled, used, rounds, self._judge.take_failures())
+
+    def _mine(self, problems: list[tuple[int, Problem]]) -> list[tuple[int, Problem]]:
+        """This rank's share: a part of each mini-batch where that is possible, so that no rank waits in an update."""
+        batches = self._config.grpo.mini_batches
+        batches = batches if self._share % batches == 0 else 1
+        size, own = len(problems) // batches, self._share // batches
+        starts = range(self._rank * own, len(problems), size)
+        return [problem for start in starts for problem in problems[start : start + own]]
 
     def _round(self, problems: list[tuple[int, Problem]]) -> list[Rollout]:
         config, grpo = self._config, self._config.grpo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from prism_nemo.rl.grpo import policy_loss, response_weights
 from prism_nemo.rl.reference import Reference
 from prism_nemo.rl.rollout import PolicyBatch, Rollout, collate
 from prism_nemo.rl.scoring import logprobs_of, score_batches, token_logprobs
+from prism_nemo.runtime import gather
 from prism_nemo.training.trainer import Judge, StepResult, Trainer
 
 
@@ -56,17 +58,13 @@ class Updater:
             One for each update of an epoch; none where no rank has anything.
         """
         grpo, group = self._config.grpo, self._config.rollout.group_size
-        groups = [used[i : i + group] for i in range(0, len(used), group)]
-        parts = [
-            [
-                r
-                for g in groups[len(groups) * k // grpo.mini_batches : len(groups) * (k + 1) // grpo.mini_batches]
-                for r in g
-            ]
-            for k in range(grpo.mini_batches)
-        ]
+        # Cut where all ranks together have so many, so that the updates are the same in any layout.
+        numbers = sorted(n for mine in gather([r.number for r in used[::group]]) for n in mine)
+        cuts = [len(numbers) * k // grpo.mini_batches for k in range(grpo.mini_batches + 1)]
         result = []
-        for part in parts:
+        for first, end in itertools.pairwise(cuts):
+            members = set(numbers[first:end])
+            part = [r for r in used if r.number in members]
             lengths = [len(r.response.tokens) for r in part]
             weights, divisor = response_weights(lengths, group, grpo.aggregation, self._config.rollout.max_new_tokens)
             everyone = sum_over_ranks({"divisor": divisor, "tokens": float(sum(lengths))})

@@ -152,6 +152,23 @@ def test_the_update_does_not_depend_on_how_responses_are_dealt(
     assert column(run, "kl") == pytest.approx(column(expected, "kl"), rel=5e-6, abs=1e-7)
 
 
+def test_mini_batches_are_the_same_in_any_layout(policy: dict[str, str], tmp_path: Path) -> None:
+    """As many updates, each from the same groups: every second question of one task can be solved by nobody."""
+
+    def run(name: str, **changes: Any) -> Path:
+        grpo = GRPOConfig(kl_beta=0.0, mini_batches=2)
+        tasks, rollout = ["first-digit", "sometimes-digit"], {"group_size": 16}
+        config = _config(policy, tmp_path / name, tasks=tasks, grpo=grpo, rollout=rollout, train_steps=3, **changes)
+        return _run(config, rl_workers.train_on_cut_rollouts)
+
+    one, two = run("one"), run("two", parallel=DP2)
+    assert len(set(column(one, "live_groups"))) > 1
+    assert max(column(one, "updates")) == 2
+    assert column(two, "live_groups") == column(one, "live_groups")
+    assert column(two, "updates") == column(one, "updates")
+    assert column(two, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-5)
+
+
 def test_kl_is_to_the_starting_policy(one_process: dict[float, Path]) -> None:
     kl = column(one_process[0.1], "kl")
     assert abs(kl[0]) < 1e-9
