@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from prism_nemo.checkpoint.native import read_architecture
@@ -42,6 +43,7 @@ def check(config: RLConfig) -> list[Task]:
     check_stage(config, *counts)
     if not config.tasks:
         raise InputError("tasks: name at least one, for example tasks=[arithmetic]")
+    _check_repeats(config.tasks)
     tasks = tasks_of(config)
     _choice("task_shares", config.task_shares, SHARES)
     PromptStream(tasks, config.seed, config.task_shares)
@@ -87,6 +89,20 @@ def tasks_of(config: RLConfig) -> list[Task]:
         InputError: For one that does not exist, or a file that cannot be used.
     """
     return [task_named(name, config.prompt_templates) for name in config.tasks]
+
+
+def _check_repeats(names: Sequence[str]) -> None:
+    """Refuse a task that is named twice: both would draw the same questions, one after the other."""
+    seen: dict[str, str] = {}
+    for name in names:
+        kind, _, path = name.partition(":")
+        key = str(Path(path).resolve()) if kind == "prompts" else name
+        if key in seen:
+            raise InputError(
+                f"tasks: '{name}' repeats '{seen[key]}', and each of its questions would be drawn twice in a row; name "
+                "it once"
+            )
+        seen[key] = name
 
 
 def _choice(key: str, value: str, known: tuple[str, ...]) -> None:

@@ -90,9 +90,12 @@ def check_filter(config: FilterConfig) -> list[PromptFile]:
         raise InputError(f"--out {config.out}: is written as plain text; leave out the last ending")
     for rule in config.keep.values():
         parse_rule(rule, config.samples)
-    repeated = [name for name, count in Counter(config.prompts).items() if count > 1]
-    if repeated:
-        raise InputError(f"{repeated[0]}: is named twice; its prompts would be kept twice")
+    seen: set[Path] = set()
+    for name in config.prompts:
+        path = Path(name).resolve()
+        if path in seen:
+            raise InputError(f"{name}: is named twice; its prompts would be kept twice")
+        seen.add(path)
     files = [PromptFile(Path(name), config.templates) for name in config.prompts]
     _check_ids(files)
     known = sum((file.domains for file in files), Counter[str]())

@@ -442,6 +442,9 @@ def test_files_that_are_refused(model: dict[str, str], prompts: list[str], tmp_p
         check_filter(_config(model, prompts, tmp_path / "kept.jsonl.zst"))
     with pytest.raises(InputError, match=r"a.jsonl: is named twice"):
         check_filter(_config(model, [prompts[0], prompts[1], prompts[0]], tmp_path / "kept.jsonl"))
+    again = Path(prompts[0]).parent / ".." / Path(prompts[0]).parent.name / Path(prompts[0]).name
+    with pytest.raises(InputError, match=r"a.jsonl: is named twice"):
+        check_filter(_config(model, [prompts[0], str(again)], tmp_path / "kept.jsonl"))
     # Without an id there is nothing to repeat.
     same = tmp_path / "same.jsonl"
     lines = Path(prompts[1]).read_text().splitlines()

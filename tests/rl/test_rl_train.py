@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -287,6 +288,26 @@ def test_what_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         check(_config(policy, tmp_path / "run", **changes))
+
+
+def test_a_task_that_is_named_twice_is_refused(
+    policy: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.jsonl", "q.jsonl"):
+        Path(name).write_text(json.dumps({"question": "1+1", "answer": "2", "reward": "exact"}) + "\n")
+    Path("link.jsonl").symlink_to("p.jsonl")
+    for again, first in (
+        ("first-digit", "first-digit"),
+        ("prompts:./p.jsonl", "prompts:p.jsonl"),
+        (f"prompts:{tmp_path}/p.jsonl", "prompts:p.jsonl"),
+        ("prompts:link.jsonl", "prompts:p.jsonl"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"tasks: '{again}' repeats '{first}'")):
+            check(_config(policy, tmp_path / "run", tasks=["first-digit", "prompts:p.jsonl", again]))
+    assert (
+        len(check(_config(policy, tmp_path / "run", tasks=["first-digit", "prompts:p.jsonl", "prompts:q.jsonl"]))) == 3
+    )
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(policy: dict[str, str], tmp_path: Path) -> None:
