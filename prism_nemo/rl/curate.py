@@ -235,7 +235,7 @@ def write_kept(config: FilterConfig) -> dict[str, Any]:
     for line in kept:
         rate = {"right": line["right"], "samples": config.samples, "checkpoint": config.checkpoint}
         rows.append(json.dumps({**files[line["file"]].row(line["row"]), "pass_rate": rate}, ensure_ascii=False))
-    write_text(Path(config.out), "\n".join(rows) + "\n")
+    text = "\n".join(rows) + "\n"
     record = {
         "measured_with": {**identity, HASHES: read_manifest(Path(config.checkpoint)).get(HASHES, {})},
         "keep": config.keep,
@@ -244,7 +244,9 @@ def write_kept(config: FilterConfig) -> dict[str, Any]:
             domain: counts([line for line in measured if line["domain"] == domain], kept)
             for domain in sorted({line["domain"] for line in measured})
         },
-        "sha256": sha256(Path(config.out)),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
+    # The record first: where OUT is there, the command is done and refuses to be run again.
     write_json(Path(f"{config.out}.json"), record)
+    write_text(Path(config.out), text)
     return record

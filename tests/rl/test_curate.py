@@ -8,6 +8,7 @@ import shutil
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,28 @@ def test_a_measurement_that_was_killed_goes_on(
     assert {answer["number"] for answer in answers} == set(range(4, 13))
     assert len(answers) == 9 * SAMPLES
     assert _lines(config) == _lines(whole[0])
+
+
+def test_kept_prompts_never_stand_without_their_record(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the same command must be able to go on."""
+    config = replace(whole[0], out=str(tmp_path / "kept.jsonl"))
+    shutil.copy(f"{whole[0].out}.measured.jsonl", f"{config.out}.measured.jsonl")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("write_json", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(curate, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_kept(config)
+        assert not Path(config.out).exists()
+        check_filter(config)
+    record = write_kept(config)
+    assert json.loads(Path(f"{config.out}.json").read_text()) == json.loads(json.dumps(record))
+    assert record["sha256"] == hashlib.sha256(Path(config.out).read_bytes()).hexdigest()
 
 
 def test_kept_prompts_and_how_they_were_chosen(whole: Whole, prompts: list[str], tmp_path: Path) -> None:
