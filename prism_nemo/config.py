@@ -116,7 +116,7 @@ class CheckpointConfig:
 class GuardConfig:
     """What a run does when its numbers, its processes or its machines go wrong; see prism_nemo/training/guards.py."""
 
-    max_bad_steps: int = 5  # stop after so many steps in a row whose loss or gradient is not finite, or left out as a spike
+    max_bad_steps: int = 5  # stop after so many steps in a row that are not finite, or left out as spikes
     spike: str = "warn"  # what a loss spike leads to: off, warn, skip or rollback
     spike_z: float = 8.0  # robust z-score from which a loss is a spike
     spike_window: int = 128  # steps that it is compared with
