@@ -65,7 +65,7 @@ def interval_rows(
     value_format: Format,
     x_range: tuple[float, float] | None = None,
     tick_format: Format | None = None,
-    reference: float | None = None,
+    reference: float | Sequence[float] | None = None,
     width: float = 340,
 ) -> Markup:
     """Draws one row per estimate: filled mark with its interval as a whisker, hollow mark for the second value.
@@ -76,7 +76,7 @@ def interval_rows(
         value_format: Formats a value for the label on the right and the tooltip.
         x_range: Fixed range of the axis; by default that of the data.
         tick_format: Formats the ticks; by default like plain numbers.
-        reference: Draws a dashed vertical line there, to compare with.
+        reference: Draws a dashed vertical line there, or at each of them, to compare with.
         width: Width of the drawing.
     """
     known = [value for row in rows for value in (row.value, row.low, row.high, row.second) if value is not None]
@@ -96,8 +96,8 @@ def interval_rows(
         # The outermost labels lean inwards, or they would be cut at the edge of the drawing.
         anchor = "start" if x < 16 else "end" if x > width - 16 else "middle"
         parts.append(text(label, {"start": 0.0, "end": width}.get(anchor, x), bottom + 18, "tick", anchor))
-    if reference is not None:
-        x = across(reference)
+    for place in () if reference is None else (reference,) if isinstance(reference, (int, float)) else reference:
+        x = across(place)
         parts.append(element("line", x1=x, x2=x, y1=top, y2=bottom, class_="reference"))
     for place, row in enumerate(rows):
         parts.append(_estimate(row, across, top + row_height * place, width, value_format))

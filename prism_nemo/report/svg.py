@@ -7,6 +7,7 @@ dark and print.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,6 +112,25 @@ def nothing(width: float, title: str, height: float = 96.0) -> Markup:
     words = text(NOT_MEASURED, width / 2, height / 2 + 4, "muted", "middle")
     frame = element("rect", x=1.0, y=1.0, width=width - 2, height=height - 2, rx=8.0, class_="empty")
     return picture(width, height, title, f"{title}: {NOT_MEASURED}.", frame, words)
+
+
+def stacked(title: str, parts: Sequence[tuple[str, Markup]], width: float) -> Markup:
+    """One picture of several of the same width, each under its name.
+
+    Args:
+        title: Short name of the whole.
+        parts: Name and drawing (from `picture`) of each.
+        width: Of each.
+    """
+    y, content = 0.0, []
+    for name, drawing in parts:
+        found = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', str(drawing))
+        height = float(found[1]) if found else 0.0
+        content.append(text(shorten(name, width - 16), 8, y + 18, "group"))
+        place = f'<svg x="0" y="{y + 26:g}" width="{width:g}" height="{height:g}" '
+        content.append(Markup(str(drawing).replace("<svg ", place, 1)))
+        y += height + 40
+    return picture(width, y, title, f"{title}: {'; '.join(name for name, _ in parts)}.", *content)
 
 
 def span(values: Sequence[float], pad: float = 0.05) -> tuple[float, float]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from prism_nemo.report.charts import Estimate, interval_rows
+from prism_nemo.report.formatting import Format
 from prism_nemo.report.standalone import standalone_svg
-from prism_nemo.report.svg import Style
+from prism_nemo.report.svg import Style, stacked
 from prism_nemo.study.claims import mean_of_tasks
 from prism_nemo.study.effects import Effect, effect
 from prism_nemo.study.plan import Cell, plan
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import Claim
+from prism_nemo.study.verdicts import Bound, Claim
 
 _BASE, _MIDTRAINED, _RL, _CONTROL = (
     Style("s-base", "circle"), Style("s-midtrained", "square"), Style("s-prism-rl", "star"),
@@ -27,22 +30,34 @@ def models() -> list[Cell]:
 
 
 def claim_figure(table: Table, claim: Claim) -> str:
-    """Each effect of a claim, of all families and of each, with its interval over seeds."""
-    rows = []
-    by_family = [
-        (family or "all", [bound for bound in claim.bounds(table, family) if not bound.told])
-        for family in (None, *table.families)
-    ]
-    for number, bound in enumerate(by_family[0][1]):
-        for family, bounds in by_family:
-            rows.append(_row(f"{bound.label} ({family})", _STYLES[number % len(_STYLES)], bounds[number].effect))
-    # The axis is that of the means: an interval of two seeds may be ten times as wide, and would hide them.
-    means = [row.value for row in rows if row.value is not None]
-    reach = None
-    if means and claim.key != "cka":
-        pad = max(0.02, 0.6 * (max(means) - min(means)))
-        reach = (min(*means, 0.0) - pad, max(*means, 0.0) + pad)
-    return _drawn(rows, claim.text, 4 if claim.key == "cka" else 3, reach, None if claim.key == "cka" else 0.0)
+    """A part for each effect that is judged, on an axis of its own: of all families and of each, and what is asked."""
+    families = [(family or "all families", claim.bounds(table, family)) for family in (None, *table.families)]
+    parts: list[tuple[str, Markup]] = []
+    for number, bound in enumerate(families[0][1]):
+        if bound.told:
+            continue
+        style = _STYLES[len(parts) % len(_STYLES)]
+        rows = [_row(name, style, bounds[number].effect) for name, bounds in families]
+        drawing = interval_rows(
+            rows, title=bound.label, value_format=_format(bound.digits), x_range=_reach(rows, bound),
+            reference=bound.limits, width=_WIDTH,
+        )  # fmt: skip
+        parts.append((f"{bound.label} (asked: {bound.asked})", drawing))
+    return standalone_svg(stacked(claim.text, parts, _WIDTH))
+
+
+def _reach(rows: Sequence[Estimate], bound: Bound) -> tuple[float, float] | None:
+    """The axis is that of means and bounds: an interval of two seeds may be ten times as wide, and would hide them."""
+    places = [row.value for row in rows if row.value is not None]
+    if not places:
+        return None
+    places += bound.limits
+    pad = 0.6 * (max(places) - min(places)) or 0.02
+    return min(places) - pad, max(places) + pad
+
+
+def _format(digits: int) -> Format:
+    return lambda value: f"{value:.{digits}f}"
 
 
 def accuracy_figure(table: Table) -> str:
@@ -50,7 +65,8 @@ def accuracy_figure(table: Table) -> str:
     rows = [
         _row(cell.name, _style(cell), effect(table, mean_of_tasks(table, cell.name, "accuracy"))) for cell in models()
     ]
-    return _drawn(rows, "Accuracy of every cell, mean of three tasks", 3, (0.0, 1.0), None)
+    title = "Accuracy of every cell, mean of three tasks"
+    return standalone_svg(interval_rows(rows, title=title, value_format=_format(3), x_range=(0.0, 1.0), width=_WIDTH))
 
 
 def _style(cell: Cell) -> Style:
@@ -65,12 +81,3 @@ def _row(label: str, style: Style, e: Effect | None) -> Estimate:
     known = e is not None and e.spread is not None
     low, high = (e.low, e.high) if e is not None and known else (None, None)
     return Estimate(label, style, None if e is None else e.mean, low, high)
-
-
-def _drawn(
-    rows: Sequence[Estimate], title: str, digits: int, reach: tuple[float, float] | None, reference: float | None
-) -> str:
-    return standalone_svg(interval_rows(
-        rows, title=title, value_format=lambda value: f"{value:.{digits}f}", x_range=reach, reference=reference,
-        width=_WIDTH,
-    ))  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from prism_nemo.checkpoint.atomic import write_text
@@ -12,7 +11,7 @@ from prism_nemo.study.effects import Effect
 from prism_nemo.study.figures import accuracy_figure, claim_figure
 from prism_nemo.study.sections import rows_of
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import Bound, Claim, decide
+from prism_nemo.study.verdicts import Claim, decide
 
 
 def write_page(table: Table, path: Path) -> list[Path]:
@@ -121,7 +120,7 @@ def _section(table: Table, claim: Claim) -> list[str]:
             values = () if bound.effect is None or family is None else bound.effect.values
             seeds = ", ".join(f"{value:.{bound.digits}f}" for value in values)
             shown = shown_effect(bound.effect, bound.digits)
-            rows.append([bound.label, family or "all", shown, seeds, _range(bound), bound.state])
+            rows.append([bound.label, family or "all", shown, seeds, bound.asked, bound.state])
     return [
         f'<a id="{claim.key}"></a>',  # the same anchor wherever the page is shown; names made from titles are not
         f"## {claim.text}",
@@ -130,12 +129,3 @@ def _section(table: Table, claim: Claim) -> list[str]:
         f"![{claim.text}](figures/pocket_study_{claim.key}.svg)",
         rows_of(["effect", "family", "mean [95 %]", "seeds", "bound", "state"], rows),
     ]
-
-
-def _range(bound: Bound) -> str:
-    sides = []
-    if math.isfinite(bound.low):
-        sides.append(f"at least {bound.low:g}")
-    if math.isfinite(bound.high):
-        sides.append(f"at most {bound.high:g}")
-    return ", ".join(sides or ["-"]) + (", more than between seeds" if bound.difference else "")

@@ -58,6 +58,18 @@ class Bound:
         """Decimals that it is shown with."""
         return _DIGITS.get(self.unit, 4)
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The ends of the range that there are."""
+        return tuple(value for value in (self.low, self.high) if math.isfinite(value))
+
+    @property
+    def asked(self) -> str:
+        """The range in words."""
+        sides = [f"at least {self.low:g}"] if math.isfinite(self.low) else []
+        sides += [f"at most {self.high:g}"] if math.isfinite(self.high) else []
+        return ", ".join(sides or ["-"]) + (", more than between seeds" if self.difference else "")
+
     def allows(self, value: float) -> bool:
         """Whether a value is within the range."""
         return self.low <= value <= self.high

@@ -15,7 +15,7 @@ from prism_nemo.report import charts, curves
 from prism_nemo.report.charts import Bar, Estimate
 from prism_nemo.report.formatting import clean, compact, decimal, duration, percent, signed, significant
 from prism_nemo.report.line_charts import Series, line_chart
-from prism_nemo.report.svg import Scale, Style, nothing, span, ticks
+from prism_nemo.report.svg import Scale, Style, nothing, span, stacked, ticks
 
 STYLE = Style("s-base", "circle")
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -145,6 +145,19 @@ def test_an_interval_that_goes_on_beyond_the_drawing_has_no_cap_there() -> None:
     assert [float(x) for x in re.findall(r"M([\d.]+) [\d.]+v", whisker)] == pytest.approx([8 + 324 * 0.75])
     assert re.match(r"M14\.0 [\d.]+L8\.0 [\d.]+L14\.0 ", whisker), "an arrow at the edge"
     assert "-3.0" in "".join(parse(svg).itertext())
+
+
+def test_pictures_are_stacked_without_touching() -> None:
+    parts = [(name, charts.interval_rows([Estimate(name, STYLE, 0.5)] * n, title=name, value_format=decimal, width=340,
+                                         reference=(0.25, 0.75))) for name, n in (("one", 1), ("two", 2))]  # fmt: skip
+    root = parse(stacked("Both", [*parts, (HOSTILE, nothing(340, "none"))], 340))
+    inner = [node for node in root if node.tag == "svg"]
+    tops = [float(node.get("y", "")) for node in inner]
+    heights = [float(node.get("height", "")) for node in inner]
+    assert heights == [float(node.get("viewBox", "").split()[3]) for node in inner]
+    assert all(tops[n + 1] > tops[n] + heights[n] for n in range(2))
+    assert float(root.get("viewBox", "").split()[3]) > tops[-1] + heights[-1]
+    assert len([node for node in inner[0].iter("line") if node.get("class") == "reference"]) == 2
 
 
 def test_intervals_without_values_say_so() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from made_up_study import made_up
+from markupsafe import escape
 
 from prism_nemo.errors import InputError
 from prism_nemo.study.behaviour import forgotten
@@ -34,6 +35,9 @@ def test_page_is_that_of_the_tables(tmp_path: Path) -> None:
         assert figure.startswith("<svg")
         assert 'xmlns="http://www.w3.org/2000/svg"' in figure
         assert f"figures/pocket_study_{claim.key}.svg" in text
+        judged = [bound for bound in claim.bounds(made_up(), None) if not bound.told]
+        assert figure.count("<svg x=") == len(judged)
+        assert all(escape(bound.asked) in figure for bound in judged)
 
 
 def test_the_page_changes_with_a_number(tmp_path: Path) -> None:
