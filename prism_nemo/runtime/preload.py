@@ -2,7 +2,8 @@
 
 The server ends with the command: it would live as long as one of its workers does, and a command that was killed would
 leave ranks behind that work on, and then wait for it for ever. It does not end by a signal that reaches the whole group
-of processes: its workers, which finish a step and save, would end with it.
+of processes: its workers, which finish a step and save, would end with it. Nothing else may import this module: it
+holds back signals of the process that does, and of all that it starts.
 """
 
 import os

@@ -23,8 +23,7 @@ from prism_nemo.checkpoint.native import find_latest, step_directory
 from prism_nemo.config import MidtrainConfig, to_yaml
 from prism_nemo.errors import InputError, PrismError
 from prism_nemo.run import read_metrics
-from prism_nemo.runtime.launch import launch
-from prism_nemo.runtime.preload import __name__ as preload
+from prism_nemo.runtime.launch import _PRELOAD, launch
 from prism_nemo.training.midtrain import midtrain
 
 FEW_KILLS, MANY_KILLS = 5, 30
@@ -32,7 +31,7 @@ FEW_KILLS, MANY_KILLS = 5, 30
 
 def _start(config: MidtrainConfig, writing_takes: float) -> multiprocessing.process.BaseProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload(_PRELOAD)
     process = context.Process(target=workers.midtrain_alone, args=(config, writing_takes))
     process.start()
     return process
