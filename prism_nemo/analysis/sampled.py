@@ -113,11 +113,10 @@ def sample_answers(model: Any, tokenizer: Tokenizer, settings: AnswerSettings, t
         top_p=settings.top_p,
     )
     responses = sample_responses(Sampler(model), problems, tokenizer, config, settings.seed)
-    end = tokenizer.decode([tokenizer.eos_id])
 
     def judge() -> list[Rollout]:
         known = {task: task_named(task)}
-        with Judge(RewardConfig(gate=settings.gate), known, settings.max_new_tokens, end) as judge:
+        with Judge(RewardConfig(gate=settings.gate), known, settings.max_new_tokens, tokenizer.end) as judge:
             return judge_responses(problems, responses, judge, tokenizer)
 
     found = on_main(judge)

@@ -48,6 +48,11 @@ class Tokenizer:
         self.pad_id = pad_id
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def end(self) -> str:
+        """Text of `eos_id`: what a response that has ended ends with."""
+        return self.decode([self.eos_id])
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without any token added."""
         return self._inner.encode(text, add_special_tokens=False).ids

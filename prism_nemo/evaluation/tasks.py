@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from prism_nemo.checkpoint.native import load, read_architecture
 from prism_nemo.config import ParallelConfig, RewardConfig, RolloutConfig
 from prism_nemo.data.held_out import held_out_rows
-from prism_nemo.data.tokenizer import load_tokenizer
+from prism_nemo.data.tokenizer import Tokenizer, load_tokenizer
 from prism_nemo.evaluation.statistics.intervals import wilson_interval
 from prism_nemo.generation.engine import Engine
 from prism_nemo.models.build import build_model
@@ -50,10 +50,9 @@ class EvaluationConfig:
 
 
 def _accuracy(
-    engine: Engine, judge: Judge, config: EvaluationConfig, task: Task
+    engine: Engine, judge: Judge, tokenizer: Tokenizer, config: EvaluationConfig, task: Task
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Sampled (temperature 1, one sample a question) and greedy accuracy on one task."""
-    tokenizer = load_tokenizer(config.tokenizer)
     problems = list(enumerate(task.distinct(config.questions, config.split, config.seed)))
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     mine = problems[rank::size]
@@ -121,10 +120,9 @@ def evaluate_checkpoint(config: EvaluationConfig, checkpoint: str) -> dict[str, 
     known = [task_named(name) for name in config.tasks]
     engine = Engine(model, slots=config.batch_size)
     tokenizer = load_tokenizer(config.tokenizer)
-    end = tokenizer.decode([tokenizer.eos_id])
-    with Judge(RewardConfig(), {task.name: task for task in known}, config.max_new_tokens, end) as judge:
+    with Judge(RewardConfig(), {task.name: task for task in known}, config.max_new_tokens, tokenizer.end) as judge:
         for task in known:
-            tasks[task.name], kept = _accuracy(engine, judge, config, task)
+            tasks[task.name], kept = _accuracy(engine, judge, tokenizer, config, task)
             samples += kept
     result: dict[str, Any] = {"tasks": tasks, "samples": samples}
     if config.retention is not None:

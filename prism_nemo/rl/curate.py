@@ -204,8 +204,7 @@ def _answer(
     rollout = RolloutConfig(group_size=config.samples, max_new_tokens=config.max_new_tokens)
     progress = Progress(STAGE, len(rows), done, runtime.is_main)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    end = tokenizer.decode([tokenizer.eos_id])
-    with Judge(config.rewards, {file.name: file for file in files}, config.max_new_tokens, end) as judge:
+    with Judge(config.rewards, {file.name: file for file in files}, config.max_new_tokens, tokenizer.end) as judge:
         while done < len(rows):
             part = rows[done : done + config.batch]
             mine = [(done + n, files[f].problem(i)) for n, (f, i) in enumerate(part)][rank::size]

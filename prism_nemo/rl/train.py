@@ -226,8 +226,7 @@ def train(config: RLConfig, stage: str = "rl") -> dict[str, Any]:
     saver = Saver(config.checkpoint)  # forks its writer, so before there are threads and process groups
     tasks = tasks_of(config)
     tokenizer = load_tokenizer(config.tokenizer)
-    end = tokenizer.decode([tokenizer.eos_id])
-    judge = Judge(config.rewards, {task.name: task for task in tasks}, config.rollout.max_new_tokens, end)
+    judge = Judge(config.rewards, {task.name: task for task in tasks}, config.rollout.max_new_tokens, tokenizer.end)
     with ExitStack() as ending:
         ending.enter_context(judge)
         runtime = start(config.parallel, config.seed, precision=config.precision)

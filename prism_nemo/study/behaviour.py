@@ -47,7 +47,7 @@ def answer(
     responses = sample_responses(engine, numbered, tokenizer, rollout, _SAMPLING_SEED)
     verdicts = {}
     for gate in ("think", "none"):
-        with Judge(RewardConfig(gate=gate), tasks, max_new_tokens) as judge:
+        with Judge(RewardConfig(gate=gate), tasks, max_new_tokens, tokenizer.end) as judge:
             verdicts[gate] = judge_responses(numbered, responses, judge, tokenizer)
     found, items = {}, {}
     for name in TASKS:

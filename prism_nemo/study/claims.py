@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prism_nemo.study.behaviour import TASKS
 from prism_nemo.study.effects import Effect, effect
@@ -28,13 +28,18 @@ MENDED = (
 )
 
 
+def _of_all(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    """Of values that were all measured; None where one was not."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return combine(known) if len(known) == len(found) else None
+
+
 def mean_of_tasks(table: Table, cell: str, measure: str, tasks: Sequence[str] = TASKS) -> Of:
     """A measure of a cell, mean over tasks; None where one of them was not measured."""
 
     def of(family: str, seed: int) -> float | None:
-        values = [table.value(family, seed, cell, measure, task) for task in tasks]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+        return _of_all(statistics.fmean, (table.value(family, seed, cell, measure, task) for task in tasks))
 
     return of
 
@@ -51,20 +56,9 @@ def _minus(one: Of, two: Of) -> Of:
     return of
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 def _best(*of: Of) -> Of:
     """The greatest; None where one was not measured."""
-
-    def best(family: str, seed: int) -> float | None:
-        values = [one(family, seed) for one in of]
-        known = [value for value in values if value is not None]
-        return max(known) if len(known) == len(values) else None
-
-    return best
+    return lambda family, seed: _of_all(max, (one(family, seed) for one in of))
 
 
 def _cosine(table: Table, one: str, two: str) -> Of:
@@ -85,7 +79,6 @@ def _absolute(one: Of) -> Of:
 
 def _best_from_base(table: Table) -> Of:
     """The best of RL from the base under both filters and gates; without the gate it is judged without it."""
-
     gains = []
     for cell in FROM_BASE:
         measure = "free_accuracy" if cell.endswith("free") else "accuracy"
@@ -94,8 +87,7 @@ def _best_from_base(table: Table) -> Of:
 
 
 def _outside_nulls(table: Table, cell: str) -> Of:
-    """How far the share of weights changed by 1 % lies outside the range of the nulls that know only the "
-    "schedule."""
+    """How far the share of weights changed by 1 % lies outside the range of the nulls that know only the schedule."""
 
     def of(family: str, seed: int) -> float | None:
         seen = table.value(family, seed, cell, "changed_1_percent", "observed")
@@ -139,7 +131,9 @@ def _from_base(table: Table, family: str | None) -> list[Bound]:
     reached = _minus(_accuracy(table, RL), _best(*(_accuracy(table, cell) for cell in FROM_BASE)))
 
     def kept(of: str) -> Of:
-        return lambda name, seed: _sum([table.value(name, seed, f"prompts-{of}", "prompts_kept", t) for t in TASKS])
+        return lambda name, seed: _of_all(
+            sum, (table.value(name, seed, f"prompts-{of}", "prompts_kept", task) for task in TASKS)
+        )
 
     return [
         Bound(

@@ -31,16 +31,16 @@ def models() -> list[Cell]:
 
 def claim_figure(table: Table, claim: Claim) -> str:
     """A part for each effect that is judged, on an axis of its own: of all families and of each, and what is asked."""
-    families = [(family or "all families", claim.bounds(table, family)) for family in (None, *table.families)]
+    families = claim.by_family(table)
     parts: list[tuple[str, Markup]] = []
-    for number, bound in enumerate(families[0][1]):
+    for number, bound in enumerate(families[None]):
         if bound.told:
             continue
         style = _STYLES[len(parts) % len(_STYLES)]
-        rows = [_row(name, style, bounds[number].effect) for name, bounds in families]
+        rows = [_row(name or "all families", style, bounds[number].effect) for name, bounds in families.items()]
         drawing = interval_rows(
             rows, title=bound.label, value_format=_format(bound.digits), x_range=_reach(rows, bound),
-            reference=bound.limits, width=_WIDTH,
+            reference=bound.ends, width=_WIDTH,
         )  # fmt: skip
         parts.append((f"{bound.label} (asked: {bound.asked})", drawing))
     return standalone_svg(stacked(claim.text, parts, _WIDTH))
@@ -51,7 +51,7 @@ def _reach(rows: Sequence[Estimate], bound: Bound) -> tuple[float, float] | None
     places = [row.value for row in rows if row.value is not None]
     if not places:
         return None
-    places += bound.limits
+    places += bound.ends
     pad = 0.6 * (max(places) - min(places)) or 0.02
     return min(places) - pad, max(places) + pad
 

@@ -11,7 +11,7 @@ from prism_nemo.study.effects import Effect
 from prism_nemo.study.figures import accuracy_figure, claim_figure
 from prism_nemo.study.sections import rows_of
 from prism_nemo.study.tidy import Table
-from prism_nemo.study.verdicts import Claim, decide
+from prism_nemo.study.verdicts import Bound, Claim, decide
 
 
 def write_page(table: Table, path: Path) -> list[Path]:
@@ -85,22 +85,25 @@ def _command(table: Table) -> str:
 
 
 def _claim_row(table: Table, claim: Claim) -> list[str]:
-    bounds = claim.bounds(table, None)
-    shown = [f"{b.label}: {shown_effect(b.effect, b.digits)}{_apart(table, claim, n)}" for n, b in enumerate(bounds)]
-    shown = [line for line, bound in zip(shown, bounds, strict=True) if not bound.told]
-    return [f"[{claim.text}](#{claim.key})", f"**{decide(bounds)}**", "<br>".join(shown)]
+    families = claim.by_family(table)
+    shown = []
+    for number, bound in enumerate(families[None]):
+        if not bound.told:
+            apart = _apart(bound, {family: own[number] for family, own in families.items() if family is not None})
+            shown.append(f"{bound.label}: {shown_effect(bound.effect, bound.digits)}{apart}")
+    return [f"[{claim.text}](#{claim.key})", f"**{decide(families[None])}**", "<br>".join(shown)]
 
 
-def _apart(table: Table, claim: Claim, number: int) -> str:
+def _apart(whole: Bound, families: dict[str, Bound]) -> str:
     """Families on the other side of a bound than the mean over all: the mean alone would hide them."""
-    whole = claim.bounds(table, None)[number]
-    if whole.effect is None or whole.told or len(table.families) < 2:
+    if whole.effect is None or len(families) < 2:
         return ""
-    found = []
-    for family in table.families:
-        own = claim.bounds(table, family)[number]
-        if own.effect is not None and own.allows(own.effect.mean) != whole.allows(whole.effect.mean):
-            found.append(f"{family} {own.effect.mean:.{own.digits}f}")
+    inside = whole.allows(whole.effect.mean)
+    found = [
+        f"{family} {own.effect.mean:.{own.digits}f}"
+        for family, own in families.items()
+        if own.effect is not None and own.allows(own.effect.mean) != inside
+    ]
     return f"; **on the other side of the bound: {', '.join(found)}**" if found else ""
 
 
@@ -115,8 +118,8 @@ def shown_effect(found: Effect | None, digits: int = 4) -> str:
 
 def _section(table: Table, claim: Claim) -> list[str]:
     rows = []
-    for family in (None, *table.families):
-        for bound in claim.bounds(table, family):
+    for family, bounds in claim.by_family(table).items():
+        for bound in bounds:
             values = () if bound.effect is None or family is None else bound.effect.values
             seeds = ", ".join(f"{value:.{bound.digits}f}" for value in values)
             shown = shown_effect(bound.effect, bound.digits)

@@ -35,10 +35,13 @@ class Table:
     pairs: list[dict[str, Any]]
     lineage: dict[str, Any]
     _index: dict[tuple[str, int, str, str, str], dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
+    _pairs: dict[tuple[str, int, frozenset[str]], dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for row in self.rows:
             self._index[row["family"], row["seed"], row["cell"], row["measure"], row["name"]] = row
+        for row in self.pairs:
+            self._pairs[row["family"], row["seed"], frozenset((row["one"], row["two"]))] = row
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -57,10 +60,8 @@ class Table:
 
     def pair(self, family: str, seed: int, one: str, two: str, measure: str) -> float | None:
         """A measure of two updates, in either order."""
-        for row in self.pairs:
-            if (row["family"], row["seed"]) == (family, seed) and {row["one"], row["two"]} == {one, two}:
-                return None if row[measure] is None else float(row[measure])
-        return None
+        row = self._pairs.get((family, seed, frozenset((one, two))))
+        return None if row is None or row[measure] is None else float(row[measure])
 
 
 def collect(folders: Folders, cells: Sequence[Cell]) -> Table:

@@ -59,7 +59,7 @@ class Bound:
         return _DIGITS.get(self.unit, 4)
 
     @property
-    def limits(self) -> tuple[float, ...]:
+    def ends(self) -> tuple[float, ...]:
         """The ends of the range that there are."""
         return tuple(value for value in (self.low, self.high) if math.isfinite(value))
 
@@ -106,6 +106,10 @@ class Claim:
     rule: str
     limits: str
     bounds: Callable[[Table, str | None], Sequence[Bound]]
+
+    def by_family(self, table: Table) -> dict[str | None, Sequence[Bound]]:
+        """The bounds over all families (None), and those of each."""
+        return {family: self.bounds(table, family) for family in (None, *table.families)}
 
 
 def decide(bounds: Sequence[Bound]) -> str:

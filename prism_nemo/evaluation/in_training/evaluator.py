@@ -91,9 +91,8 @@ class SmallEvaluation:
             group_size=1, max_new_tokens=suite.max_new_tokens, temperature=suite.temperature, prompts_per_step=1
         )
         values: dict[str, float] = {}
-        end = tokenizer.decode([tokenizer.eos_id])
         known = {task.name: task for task in tasks.values()}
-        with Judge(RewardConfig(gate=suite.gate), known, suite.max_new_tokens, end) as judge:
+        with Judge(RewardConfig(gate=suite.gate), known, suite.max_new_tokens, tokenizer.end) as judge:
             for name, problems in self._problems.items():
                 mine = list(enumerate(problems))[rank::size]
                 found = []
