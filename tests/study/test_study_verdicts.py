@@ -7,7 +7,7 @@ import math
 import pytest
 from made_up_study import TASKS, Key, made_up
 
-from prism_nemo.study.claims import CLAIMS
+from prism_nemo.study.claims import CLAIMS, mean_of_tasks
 from prism_nemo.study.effects import effect
 from prism_nemo.study.verdicts import HOLDS, NOT, NULL, OPEN, Bound, decide
 
@@ -93,6 +93,18 @@ def test_an_effect_below_the_difference_of_two_seeds_stays_open() -> None:
     assert found.low > 0
     assert Bound("", found, 0.0).state == "met"
     assert Bound("", found, 0.0, difference=True).state == "open"
+
+
+@pytest.mark.parametrize("cell", ["rl-base-own-free", "rl-base-study-think"])
+def test_a_mean_or_a_best_over_less_than_all_is_not_measured(cell: str) -> None:
+    """What is missing may be the task that changed it, or the arm that was the best."""
+    table = made_up()
+    for row in table.rows:
+        if (row["cell"], row["name"]) == (cell, "lists"):
+            row["value"] = None
+    assert mean_of_tasks(table, cell, "accuracy")("llama", 1234) is None
+    assert CLAIM["from-base"].bounds(table, None)[0].effect is None
+    assert decide(CLAIM["from-base"].bounds(table, None)) == OPEN
 
 
 def test_nothing_measured_is_open() -> None:
