@@ -29,7 +29,7 @@ from prism_nemo.models.build import build_model
 from prism_nemo.rl.keeping import choose, counts, parse_rule
 from prism_nemo.rl.pass_rates import PassRates, pass_rate, read_measured, solved
 from prism_nemo.rl.prompt_file import PromptFile, check_prompt_lengths
-from prism_nemo.rl.rewards.judge import Judge
+from prism_nemo.rl.rewards.judge import Judge, how_judged
 from prism_nemo.rl.rollout import roll_out
 from prism_nemo.run import write_json
 from prism_nemo.runtime import Runtime, gather, start, stop
@@ -149,7 +149,7 @@ def _identity(config: FilterConfig) -> dict[str, Any]:
         "temperature": 1.0,
         "seed": config.seed,
         "gate": config.rewards.gate,
-        "verifiers": config.rewards.verifiers,
+        **how_judged(config.rewards),
     }
 
 

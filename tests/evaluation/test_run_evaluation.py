@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from prism_nemo.evaluation.answering import grading
 from prism_nemo.evaluation.answering.regrade import REGRADED, regrade
 from prism_nemo.evaluation.answering.scoring import averages, score_task
 from prism_nemo.evaluation.answering.store import read_evaluation, read_results
+from prism_nemo.evaluation.comparing.folder import read_folder
+from prism_nemo.evaluation.comparing.same_questions import check_same
 from prism_nemo.evaluation.result import Evaluation
 from prism_nemo.evaluation.run import evaluate_model
 from prism_nemo.evaluation.settings import EvaluateConfig
@@ -198,7 +201,12 @@ def test_a_folder_of_another_evaluation_is_refused(quiz: Path, tokenizer: Tokeni
     evaluate_model(model, ABOUT, _settings(quiz))
     for changes, about, says in (
         ({"seed": 2}, ABOUT, "another seed; use another folder"),
-        ({}, {**ABOUT, "hash": "other"}, "another model; use another folder"),
+        ({}, {**ABOUT, "hash": "other"}, "another model; use another folder, or remove this one"),
+        (
+            {"rewards": RewardConfig(gate="none", code_seconds=4.0)},
+            ABOUT,
+            r"another judging\.code_seconds; use another folder, or judge its answers again \(prism-nemo regrade\)",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             evaluate_model(model, about, _settings(quiz, **changes))
@@ -256,9 +264,17 @@ def test_answers_can_be_judged_again(quiz: Path, tokenizer: Tokenizer) -> None:
     # The same command finds the folder as it left it.
     silent = FakeModel(tokenizer, _by_seed, calls=0)
     assert evaluate_model(silent, ABOUT, _settings(quiz)).tasks == corrected.tasks
+    shutil.copytree(out, quiz.parent / "before")
     broken = RewardConfig(gate="none", verifiers={"exact": "fake_models:Raises"})
-    failed = regrade(out, broken).tasks["quiz"]
-    assert (failed.estimate, failed.details["failures"]) == (0.0, {"raised ZeroDivisionError": 3 * QUESTIONS})
+    failed = regrade(out, broken)
+    task = failed.tasks["quiz"]
+    assert (task.estimate, task.details["failures"]) == (0.0, {"raised ZeroDivisionError": 3 * QUESTIONS})
+    # What is there now was judged otherwise: it is not compared with what was not, nor goes on as if it were.
+    with pytest.raises(InputError, match=r"setting judging\.verifiers\.exact: not set and fake_models:Raises"):
+        check_same(read_folder(quiz.parent / "before"), read_folder(out))
+    assert regrade(out).tasks == failed.tasks
+    with pytest.raises(InputError, match=r"another judging\.verifiers\.exact"):
+        evaluate_model(silent, ABOUT, _settings(quiz))
 
 
 def test_answers_to_other_questions_are_not_judged(quiz: Path, tokenizer: Tokenizer) -> None:

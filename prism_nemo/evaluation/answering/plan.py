@@ -11,10 +11,12 @@ from typing import Any
 from prism_nemo.evaluation.answering.asking import Asked, put
 from prism_nemo.evaluation.answering.elicitation import candidates, split_to_choose_on, trial_sampling
 from prism_nemo.evaluation.answering.formats import PromptFormat, check_format
+from prism_nemo.evaluation.answering.store import JUDGING
 from prism_nemo.evaluation.engines.contract import EvaluationModel
 from prism_nemo.evaluation.question import EvaluationTask
 from prism_nemo.evaluation.settings import EvaluateConfig
 from prism_nemo.evaluation.suites.build import Suite, asked_of, questions_hash
+from prism_nemo.rl.rewards.judge import how_judged
 
 # What says nothing of the result: where files are, how much is done at a time, on how many ranks.
 _NOT_IDENTITY = {
@@ -102,7 +104,7 @@ def identity_of(
                 "engine": model.engine,
                 "tasks": tasks,
                 "held_out": list(sources),
-                "code_score": settings.rewards.code_score,
+                JUDGING: how_judged(settings.rewards),
             }
         )
     )

@@ -13,6 +13,7 @@ from prism_nemo.evaluation.answering.formats import shown_question
 from prism_nemo.evaluation.answering.grading import Given, Written, check_verifiers, judge
 from prism_nemo.evaluation.answering.scoring import averages, score_task
 from prism_nemo.evaluation.answering.store import (
+    JUDGING,
     SAMPLES,
     SETTINGS,
     locked,
@@ -26,6 +27,7 @@ from prism_nemo.evaluation.question import EvaluationTask, Question
 from prism_nemo.evaluation.result import Evaluation, QuestionResult
 from prism_nemo.evaluation.settings import EvaluateConfig, check_settings
 from prism_nemo.evaluation.suites.build import build_suite, questions_hash
+from prism_nemo.rl.rewards.judge import how_judged
 from prism_nemo.run import write_json
 
 REGRADED = "answers were judged again after the evaluation"
@@ -39,7 +41,7 @@ def regrade(out: Path, rewards: RewardConfig | None = None) -> Evaluation:
 
     Args:
         out: Folder of a finished evaluation.
-        rewards: How to judge; as before if not given.
+        rewards: How to judge, from now on; as before if not given.
 
     Raises:
         InputError: If the folder or its questions cannot be used.
@@ -74,8 +76,12 @@ def regrade(out: Path, rewards: RewardConfig | None = None) -> Evaluation:
             identity["tasks"][task.name]["questions"] = questions_hash(questions)
             write_results(path, found)
         marks = [*before.marks, *([] if REGRADED in before.marks else [REGRADED])]
-        evaluation = dataclasses.replace(before, tasks=scores, averages=averages(scores, results), marks=marks)
-        write_json(out / SETTINGS, {**kept, "identity": identity})
+        judging = {JUDGING: how_judged(settings.rewards)}
+        evaluation = dataclasses.replace(
+            before, settings=before.settings | judging, tasks=scores, averages=averages(scores, results), marks=marks
+        )
+        request = kept["request"] | {"rewards": dataclasses.asdict(settings.rewards)}
+        write_json(out / SETTINGS, {**kept, "request": request, "identity": identity | judging})
         write_evaluation(out, evaluation)
     finally:
         lock.release()

@@ -25,6 +25,7 @@ from prism_nemo.run import versions, write_json
 
 EVALUATION = "evaluation.json"
 SETTINGS = "settings.json"
+JUDGING = "judging"  # in an identity: what decides whether an answer is right
 SAMPLES, ANSWERS, ELICITATION = "samples", "answers", "elicitation"
 
 
@@ -84,9 +85,10 @@ class Store:
         if changed:
             # Hashes of requests follow from the rest, and are named only where nothing else is.
             changed = [name for name in changed if not {"answers", "trials"} & set(name.split("."))] or changed
+            only_judged = all(name.partition(".")[0] == JUDGING for name in changed)
             raise InputError(
                 f"--out {self.out}: holds an evaluation with another {', '.join(changed)}; use another folder, or "
-                "remove this one"
+                + ("judge its answers again (prism-nemo regrade)" if only_judged else "remove this one")
             )
 
     def log(self, name: str, key: str, say: Callable[[str], None]) -> AnswerLog:

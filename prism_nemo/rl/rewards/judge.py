@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from prism_nemo.config import RewardConfig
 from prism_nemo.errors import InputError
@@ -54,6 +55,15 @@ def check_rewards(config: RewardConfig) -> None:
     for name in ("stop_penalty", "repetition_penalty"):
         if not getattr(config, name) >= 0:
             raise InputError(f"rewards.{name}: {getattr(config, name)} must be 0 or more; it is subtracted")
+
+
+def how_judged(config: RewardConfig) -> dict[str, Any]:
+    """The settings that decide whether an answer is right, apart from the form around it.
+
+    Verdicts under others are of another kind, and are neither put into one file with these nor compared with them.
+    """
+    names = ("verifiers", "sandbox", "code_score", "code_seconds", "time_limit", "memory_gb")
+    return {name: getattr(config, name) for name in names}
 
 
 class Judge:
