@@ -239,6 +239,32 @@ def check_replicas(model: torch.nn.Module, step: int) -> None:
         )
 
 
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Refuse weights that are no numbers; every rank calls this before a save.
+
+    Losses and gradients are judged before an update, so what an update breaks shows at the next step: too late for a
+    checkpoint that is written in between, from which every restart would go on.
+
+    Raises:
+        PrismError: Naming parameter and rank.
+    """
+    named = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.numel()]
+    ends = torch.stack([end.float() for _, parameter in named for end in parameter.aminmax()])  # NaN is both ends
+    bad = (~ends.isfinite()).any()
+    broken = bad.to(torch.int32)
+    dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+    if not broken:
+        return
+    wrong = [name for (name, _), pair in zip(named, ends.view(-1, 2), strict=True) if not pair.isfinite().all()]
+    found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, [f"rank {dist.get_rank()}: {', '.join(wrong[:3])}"] if wrong else [])
+    where = "; ".join(text for texts in found for text in texts)
+    raise PrismError(
+        f"step {step}: weights have values that are no finite numbers after the update: {where}. Nothing was saved; "
+        "the last checkpoint is from before. Lower the learning rate or check the machine, then run the same command again"
+    )
+
+
 def bit_sum(parameter: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor's bits, read as integers; int64, modulo 2^64."""
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]

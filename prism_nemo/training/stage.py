@@ -39,7 +39,7 @@ from prism_nemo.errors import InputError, StoppedEarly
 from prism_nemo.models.family import Architecture
 from prism_nemo.run import RunDirectory
 from prism_nemo.runtime import start, stop
-from prism_nemo.training.guards import bad_steps_in_a_row, check_replicas
+from prism_nemo.training.guards import bad_steps_in_a_row, check_finite, check_replicas
 from prism_nemo.training.other_settings import (
     other_settings,
     refuse_another_kind_of_optimizer,
@@ -270,7 +270,8 @@ def end_step(
     """Save if a checkpoint is due, the stage is done, or it was asked to stop; every rank calls this after each step.
 
     A checkpoint in the middle of a stage is written in the background, if the saver can; the last one is waited for.
-    `before_save` writes what the checkpoint refers to. Replicas are compared first: at a restart all get a copy of one.
+    `before_save` writes what the checkpoint refers to. Weights must be numbers, and replicas are
+    compared: at a restart all get a copy of one.
     A checkpoint that is due while steps are left out waits for the first step that is taken again: the update before
     may have broken the weights. On request, and at the end, it is saved all the same.
 
@@ -279,7 +280,7 @@ def end_step(
 
     Raises:
         StoppedEarly: If the stage was asked to stop, after saving.
-        PrismError: If this save, or one in the background, failed, or replicas differ.
+        PrismError: If this save, or one in the background, failed, weights are no numbers, or replicas differ.
     """
     saver = saver or Saver(replace(config.checkpoint, async_save=False))
     saver.poll()
@@ -290,6 +291,7 @@ def end_step(
     if not (stopping or done or (saver.due and not bad)):
         return None
     saver.due = False
+    check_finite(trainer.raw, state.step)
     if config.guards.replica_check_interval:
         check_replicas(trainer.raw, state.step)
     if before_save is not None:

@@ -24,7 +24,8 @@ def midtrain_with_fault(config: MidtrainConfig, fault: str, steps: list[int]) ->
         config: As for `midtrain`.
         fault: ``gradient``: one number of one parameter's gradient is not a number, on one rank; ``loss``: the loss is
             not a number; ``spike``: losses are twenty times as high; ``slow``: rank 1 computes for long; ``hang``: rank
-            1 never joins; ``die``: rank 1 is killed; ``flip``: one bit of a weight of rank 1 is another.
+            1 never joins; ``die``: rank 1 is killed; ``flip``: one bit of a weight of rank 1 is another;
+            ``weight``: the update makes a weight of the last rank infinite.
         steps: When.
     """
     from prism_nemo.training import midtrain as module
@@ -58,8 +59,26 @@ def midtrain_with_fault(config: MidtrainConfig, fault: str, steps: list[int]) ->
                 losses = _PoisonOne.apply(losses)
         return losses, loss_of
 
+    if fault == "weight":
+        _break_updates(steps)
     module.forward_step = broken
     return module.midtrain(config)
+
+
+def _break_updates(steps: list[int]) -> None:
+    from prism_nemo.training.trainer import Trainer
+
+    whole, done = Trainer.step, 0
+
+    def step(self: Any, *arguments: Any) -> Any:
+        nonlocal done
+        result, done = whole(self, *arguments), done + 1
+        if done in steps and dist.get_rank() == dist.get_world_size() - 1:
+            with torch.no_grad():
+                self.raw.decoder.layers[0].mlp.linear_fc2.weight.view(-1)[7] = float("inf")
+        return result
+
+    Trainer.step = step  # type: ignore[method-assign]
 
 
 class _PoisonOne(torch.autograd.Function):

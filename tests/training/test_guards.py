@@ -187,6 +187,17 @@ def test_a_replica_that_differs_is_not_saved(data: Path, initial: Path, tmp_path
     assert find_latest(tmp_path / "run" / "checkpoints") is None
 
 
+@pytest.mark.parametrize("layout", ["DP2", "PP2"])
+def test_weights_that_an_update_broke_are_not_saved(data: Path, initial: Path, tmp_path: Path, layout: str) -> None:
+    """Loss and gradient were finite: only the weights show it, and on one rank."""
+    config = midtrain_config(tmp_path / "run", data, initial, parallel=LAYOUTS[layout])
+    with pytest.raises(
+        PrismError, match=r"step 4: weights have values that are no finite.*: rank 1: decoder.*linear_fc2\.weight\. No"
+    ):
+        _run(config, "weight", [4])
+    assert find_latest(tmp_path / "run" / "checkpoints") is None
+
+
 def _command(config: MidtrainConfig, folder: Path, fault: str, *steps: int) -> tuple[int, str]:
     """The run as a process of its own: its exit code, and what it says."""
     file = folder / "config.yaml"
