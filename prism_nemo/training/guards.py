@@ -261,7 +261,7 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
     where = "; ".join(text for texts in found for text in texts)
     raise PrismError(
         f"step {step}: weights have values that are no finite numbers after the update: {where}. Nothing was saved; "
-        "the last checkpoint is from before. Lower the learning rate or check the machine, then run the same command again"
+        "the last checkpoint is from before. Lower the learning rate or check the machine, and run it again"
     )
 
 
