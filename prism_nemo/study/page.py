@@ -73,9 +73,7 @@ def _incomplete(done: int, planned: int) -> list[str]:
         return []
     return [
         f"**The study is not complete: {planned - done} of its {planned} cells are not done.** Numbers of cells that "
-        "are done do not change any more, but for the null models of weights in most cells of RL from the base: they "
-        "counted steps that made no update, and these cells will be run again. A claim stays open until a second seed "
-        "of every family is there."
+        "are done do not change any more. A claim stays open until a second seed of every family is there."
     ]
 
 
