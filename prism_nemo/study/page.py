@@ -88,6 +88,8 @@ def _claim_row(table: Table, claim: Claim) -> list[str]:
     for number, bound in enumerate(families[None]):
         if not bound.told:
             apart = _apart(bound, {family: own[number] for family, own in families.items() if family is not None})
+            seeds = _seeds_apart(bound)
+            apart += f"; **{seeds}**" if seeds else ""
             shown.append(f"{bound.label}: {shown_effect(bound.effect, bound.digits)}{apart}")
     return [f"[{claim.text}](#{claim.key})", f"**{decide(families[None])}**", "<br>".join(shown)]
 
@@ -103,6 +105,14 @@ def _apart(whole: Bound, families: dict[str, Bound]) -> str:
         if own.effect is not None and own.allows(own.effect.mean) != inside
     ]
     return f"; **on the other side of the bound: {', '.join(found)}**" if found else ""
+
+
+def _seeds_apart(bound: Bound) -> str:
+    """That two seeds differ by as much as a difference which is claimed, where they do."""
+    e = bound.effect
+    if not bound.difference or e is None or e.spread is None or e.clear:
+        return ""
+    return f"two seeds of one family differ by {e.spread:.{bound.digits}f}"
 
 
 def shown_effect(found: Effect | None, digits: int = 4) -> str:
@@ -121,7 +131,8 @@ def _section(table: Table, claim: Claim) -> list[str]:
             values = () if bound.effect is None or family is None else bound.effect.values
             seeds = ", ".join(f"{value:.{bound.digits}f}" for value in values)
             shown = shown_effect(bound.effect, bound.digits)
-            rows.append([bound.label, family or "all", shown, seeds, bound.asked, bound.state])
+            state = ": ".join(filter(None, (bound.state, _seeds_apart(bound))))
+            rows.append([bound.label, family or "all", shown, seeds, bound.asked, state])
     return [
         f'<a id="{claim.key}"></a>',  # the same anchor wherever the page is shown; names made from titles are not
         f"## {claim.text}",

@@ -65,6 +65,20 @@ def test_a_family_on_the_other_side_of_a_bound_is_named() -> None:
     assert "**on the other side of the bound: nemotron_h 0.2" in page(table)
 
 
+def test_seeds_that_differ_by_as_much_as_the_effect_are_told() -> None:
+    told = "two seeds of one family differ by"
+    assert told not in page(made_up())
+    table = made_up()
+    for row in table.rows:
+        if (row["family"], row["seed"], row["cell"]) == ("llama", 1234, "rl-mcs-study-think") and "acc" in row[
+            "measure"
+        ]:
+            row["value"] += 0.2  # a gain of 0.15 as made up; 0.18 now in the mean, and 0.35 for this seed
+    text = page(table)
+    assert f"; **{told} 0.2" in text.partition("## Data composition")[0]
+    assert f"| open: {told} 0.2" in text
+
+
 def test_missing_and_foreign_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=MEASURES):
         read(tmp_path)
