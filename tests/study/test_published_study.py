@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from prism_nemo.study.claims import CLAIMS
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.page import write_page
 from prism_nemo.study.plan import Cell, plan
 from prism_nemo.study.pool import Study, machine
 from prism_nemo.study.settings import FAMILIES, StudySettings
 from prism_nemo.study.tidy import Table, collect, read
+from prism_nemo.study.verdicts import decide
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = 3
@@ -47,6 +50,22 @@ def test_the_page_says_whether_all_cells_are_done(published: Table) -> None:
     left = len(plan(FAMILIES, SEEDS)) - len(published.lineage["measures_sha256"])
     text = (DOCS / "pocket_study.md").read_text()
     assert (f"{left} of its {len(plan(FAMILIES, SEEDS))} cells are not done" in text) == (left > 0)
+
+
+def test_the_summary_by_hand_has_the_verdicts_and_the_numbers_of_the_tables(published: Table) -> None:
+    """Whole numbers and decimals of a summary are those of its claim, in its unit or in points of a hundred."""
+    text = (DOCS / "study.md").read_text()
+    for claim in CLAIMS:
+        row = re.search(rf"pocket_study\.md#{claim.key}\) \| \*\*(.*?)\*\*(.*) \|", text)
+        assert row is not None, claim.key
+        bounds = claim.bounds(published, None)
+        assert decide(bounds).removesuffix(" at this size") == row[1]
+        found = [e for bound in bounds if (e := bound.effect) is not None]
+        values = [value for e in found for value in (e.mean, e.low, e.high)] + [bound.high for bound in bounds]
+        for number in re.findall(r"-?\d+(?:\.\d+)?", row[2]):
+            digits = len(number.partition(".")[2])
+            shown = {f"{abs(value * scale):.{digits}f}" for value in values for scale in (1, 100)}
+            assert number.lstrip("-") in shown, (claim.key, number)
 
 
 def test_tables_are_of_the_settings_that_stand_in_the_code(published: Table) -> None:
