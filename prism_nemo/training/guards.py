@@ -250,8 +250,7 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
     """
     named = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.numel()]
     ends = torch.stack([end.float() for _, parameter in named for end in parameter.aminmax()])  # NaN is both ends
-    bad = (~ends.isfinite()).any()
-    broken = bad.to(torch.int32)
+    broken = (~ends.isfinite()).any().to(torch.int32)
     dist.all_reduce(broken, op=dist.ReduceOp.MAX)
     if not broken:
         return

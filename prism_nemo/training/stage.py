@@ -270,8 +270,8 @@ def end_step(
     """Save if a checkpoint is due, the stage is done, or it was asked to stop; every rank calls this after each step.
 
     A checkpoint in the middle of a stage is written in the background, if the saver can; the last one is waited for.
-    `before_save` writes what the checkpoint refers to. Weights must be numbers, and replicas are
-    compared: at a restart all get a copy of one.
+    `before_save` writes what the checkpoint refers to. Weights must be numbers, and replicas are compared: at a restart
+    all get a copy of one.
     A checkpoint that is due while steps are left out waits for the first step that is taken again: the update before
     may have broken the weights. On request, and at the end, it is saved all the same.
 
