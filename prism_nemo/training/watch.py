@@ -57,16 +57,35 @@ class Watchdog:
                 self._end(limit)
 
     def _end(self, limit: float) -> None:
-        sys.stderr.write(
+        _print_stacks(
             f"\nprism-nemo: rank {self._rank} made no progress for {limit:.0f} s in {self._doing}; "
             "where it stands (the rank whose stack differs from the others' is the one to look at):\n"
         )
-        sys.stderr.flush()
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
         # The first process to end takes all others with it: they are given time to say where they stand.
         time.sleep(min(10.0, max(2.0, limit / 10)))
         # Not an exception: the main thread is inside a call that does not return.
         os._exit(self.EXIT_CODE)
+
+
+def _print_stacks(head: str) -> None:
+    """Where each thread stands, to the standard error in one piece.
+
+    All ranks of a machine do so at the same moment, and `faulthandler` writes word by word: on a shared pipe the words
+    of two ranks would stand in each other's lines. Memory, as disks may be what hangs.
+    """
+    sys.stderr.flush()
+    target = sys.stderr.fileno()
+    try:
+        memory = os.memfd_create("stacks")
+    except (AttributeError, OSError):  # not Linux
+        os.write(target, head.encode())
+        faulthandler.dump_traceback(target, all_threads=True)
+        return
+    os.write(memory, head.encode())
+    faulthandler.dump_traceback(memory, all_threads=True)
+    text = os.pread(memory, os.fstat(memory).st_size, 0)
+    while text:
+        text = text[os.write(target, text) :]
 
 
 class RankTimes:

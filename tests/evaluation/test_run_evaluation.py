@@ -205,7 +205,7 @@ def test_a_folder_of_another_evaluation_is_refused(quiz: Path, tokenizer: Tokeni
         (
             {"rewards": RewardConfig(gate="none", code_seconds=4.0)},
             ABOUT,
-            r"another judging\.code_seconds; use another folder, or judge its answers again \(prism-nemo regrade\)",
+            r"judged with another judging\.code_seconds; judge its answers again \(prism-nemo regrade\), or",
         ),
     ):
         with pytest.raises(InputError, match=says):

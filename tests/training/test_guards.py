@@ -32,7 +32,7 @@ from prism_nemo.training import midtrain as midtrain_module
 from prism_nemo.training.guards import RollBack, StepGuard, bad_steps_in_a_row, bit_sum, robust_z
 from prism_nemo.training.midtrain import midtrain
 from prism_nemo.training.stopping import slurm_seconds_left
-from prism_nemo.training.watch import RankTimes
+from prism_nemo.training.watch import RankTimes, _print_stacks
 
 
 def _run(config: MidtrainConfig, fault: str = "", steps: list[int] | None = None) -> dict[str, Any]:
@@ -219,6 +219,26 @@ def test_a_rank_that_hangs_ends_the_run_with_every_ranks_stack(data: Path, initi
     assert "in broken" in errors  # where rank 1 sleeps
     assert "in start_grad_sync" in errors  # where rank 0 waits for it
     assert "ended without a message" in errors
+
+
+def test_stacks_are_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks share a pipe and print at the same moment: word by word, their lines were mixed up."""
+    (read, target), whole = os.pipe(), os.write
+    pieces: list[bytes] = []
+
+    def write(fd: int, text: bytes) -> int:
+        if fd == target:
+            pieces.append(text)
+        return whole(fd, text)
+
+    with os.fdopen(target, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        patch.setattr(os, "write", write)
+        _print_stacks("where it stands:\n")
+    text = os.read(read, 2**16)
+    assert pieces == [text]
+    assert text.startswith(b"where it stands:\n")
+    assert b"in test_stacks_are_written_in_one_piece" in text
 
 
 def test_a_rank_that_dies_is_named(data: Path, initial: Path, tmp_path: Path) -> None:

@@ -85,10 +85,14 @@ class Store:
         if changed:
             # Hashes of requests follow from the rest, and are named only where nothing else is.
             changed = [name for name in changed if not {"answers", "trials"} & set(name.split("."))] or changed
-            only_judged = all(name.partition(".")[0] == JUDGING for name in changed)
+            if all(name.partition(".")[0] == JUDGING for name in changed):
+                raise InputError(
+                    f"--out {self.out}: holds an evaluation that was judged with another {', '.join(changed)}; judge "
+                    "its answers again (prism-nemo regrade), or use another folder"
+                )
             raise InputError(
                 f"--out {self.out}: holds an evaluation with another {', '.join(changed)}; use another folder, or "
-                + ("judge its answers again (prism-nemo regrade)" if only_judged else "remove this one")
+                "remove this one"
             )
 
     def log(self, name: str, key: str, say: Callable[[str], None]) -> AnswerLog:
