@@ -228,11 +228,8 @@ def check_replicas(model: torch.nn.Module, step: int) -> None:
         who = sorted({ranks[row] for row, _ in wrong})
         sides = "" if group.size() > 2 else " (of two replicas either may be the wrong one)"
         problem = [f"rank {', '.join(map(str, who))}{sides}: {', '.join(names[:3])}"]
-    # All stop, also those whose own replicas agree.
-    found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, problem)
-    if any(found):
-        where = "; ".join(dict.fromkeys(text for texts in found for text in texts))
+    where = _found_by_any(problem)
+    if where:
         raise PrismError(
             f"step {step}: replicas of the model differ, so memory was corrupted somewhere: {where}. The run stops; "
             "they were equal when the last checkpoint was saved: replace the machine, then run the same command again"
@@ -250,18 +247,21 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
     """
     named = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.numel()]
     ends = torch.stack([end.float() for _, parameter in named for end in parameter.aminmax()])  # NaN is both ends
-    broken = (~ends.isfinite()).any().to(torch.int32)
-    dist.all_reduce(broken, op=dist.ReduceOp.MAX)
-    if not broken:
-        return
-    wrong = [name for (name, _), pair in zip(named, ends.view(-1, 2), strict=True) if not pair.isfinite().all()]
+    finite = ends.isfinite().view(-1, 2).all(dim=1).tolist()
+    wrong = [name for (name, _), right in zip(named, finite, strict=True) if not right]
+    where = _found_by_any([f"rank {dist.get_rank()}: {', '.join(wrong[:3])}"] if wrong else [])
+    if where:
+        raise PrismError(
+            f"step {step}: weights have values that are no finite numbers after the update: {where}. Nothing was "
+            "saved; the last checkpoint is from before. Lower the learning rate or check the machine, and run it again"
+        )
+
+
+def _found_by_any(problem: list[str]) -> str:
+    """What any rank has found wrong, each thing once, so that all stop, also those that are right themselves."""
     found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, [f"rank {dist.get_rank()}: {', '.join(wrong[:3])}"] if wrong else [])
-    where = "; ".join(text for texts in found for text in texts)
-    raise PrismError(
-        f"step {step}: weights have values that are no finite numbers after the update: {where}. Nothing was saved; "
-        "the last checkpoint is from before. Lower the learning rate or check the machine, and run it again"
-    )
+    dist.all_gather_object(found, problem)
+    return "; ".join(dict.fromkeys(text for texts in found for text in texts))
 
 
 def bit_sum(parameter: torch.Tensor) -> torch.Tensor:

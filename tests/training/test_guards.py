@@ -236,6 +236,7 @@ def test_stacks_are_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(os, "write", write)
         _print_stacks("where it stands:\n")
     text = os.read(read, 2**16)
+    os.close(read)
     assert pieces == [text]
     assert text.startswith(b"where it stands:\n")
     assert b"in test_stacks_are_written_in_one_piece" in text
