@@ -30,7 +30,7 @@ from megatron.core import dist_checkpointing
 from prism_nemo.checkpoint.hashes import sha256
 from prism_nemo.checkpoint.native import Begun, complete, explained
 from prism_nemo.checkpoint.writer import LOWER_PRIORITY
-from prism_nemo.runtime.parent import end_with_parent
+from prism_nemo.parent import end_with_parent
 
 
 class ForkedSave:

@@ -32,7 +32,7 @@ from prism_nemo.checkpoint.retention import remove_old
 from prism_nemo.checkpoint.snapshot import Entry, Staging, Trained, set_group_values, state_tensors
 from prism_nemo.errors import PrismError
 from prism_nemo.models.family import Architecture
-from prism_nemo.runtime.parent import end_with_parent
+from prism_nemo.parent import end_with_parent
 
 _PROBLEM = "problem"
 LOWER_PRIORITY = 5  # the training loop goes first where there are fewer cores than processes

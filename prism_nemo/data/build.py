@@ -152,7 +152,7 @@ class _Build:
                     self._parts.mkdir(exist_ok=True)
                     if not shared:  # of a build that was killed
                         for leftover in (*self._folder.glob(f"{TEMPORARY}*"), *self._parts.glob(f"{TEMPORARY}*")):
-                            leftover.unlink()
+                            leftover.unlink(missing_ok=True)  # its writer may just be giving it up, or its name
                     yield self
                 finally:
                     if self._parts.is_dir() and not any(self._parts.iterdir()):
@@ -196,7 +196,7 @@ class _Build:
         remove_orphans(self._folder, {item.prefix for item in manifest.sources})
         for file in self._parts.glob("*.part"):
             if not keep_parts or (pending and file not in used):
-                file.unlink()
+                file.unlink(missing_ok=True)
         if not pending:
             self._say(f"{self._folder}: nothing to do, all {len(plans)} sources are up to date")
         return manifest

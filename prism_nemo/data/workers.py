@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from prism_nemo.data.tokenise import Job, Tools, process
 from prism_nemo.errors import PrismError
+from prism_nemo.parent import end_with_parent
 
 
 def run_jobs(
@@ -81,17 +80,10 @@ _tools: Tools | None = None
 
 def _start_worker(tools: Tools, parent: int) -> None:
     global _tools
+    end_with_parent(parent)  # at once: the next build works in the same folder
     _tools = tools
     # One thread per process, or they would fight over the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    # A parent that was killed cannot tell its workers, which would wait for work for ever.
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _work(job: Job) -> Path:

@@ -6,11 +6,9 @@ as they come, and each answer's random numbers depend on the seed, the question 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.util
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +40,6 @@ from prism_nemo.evaluation.result import Evaluation, QuestionResult, TaskScore
 from prism_nemo.evaluation.settings import EvaluateConfig, check_settings
 from prism_nemo.evaluation.suites.build import Suite, build_suite, check_long_context, check_suite_name
 from prism_nemo.training.progress import Progress
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def evaluate(settings: EvaluateConfig) -> Evaluation:
@@ -97,8 +93,6 @@ def check_suite(suite: Suite, settings: EvaluateConfig) -> None:
 
 def evaluate_opened(opened: OpenedModel, settings: EvaluateConfig) -> Evaluation | None:
     """What each rank does with its part of the model; the result is rank 0's."""
-    # A command that is killed cannot tell its ranks, and these would hold the folder until the last answer.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if settings.suite == "retention":
         from prism_nemo.evaluation.harness.run import HarnessSettings, run_harness
 

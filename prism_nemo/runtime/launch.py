@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
-from prism_nemo.runtime.parent import end_with_command
+from prism_nemo.parent import end_with_command
 from prism_nemo.runtime.signals import PassedOn, start_resource_tracker, take_part
 
 _PRELOAD = ["prism_nemo.runtime.preload"]

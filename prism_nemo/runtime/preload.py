@@ -8,8 +8,8 @@ holds back signals of the process that does, and of all that it starts.
 
 import os
 
+from prism_nemo.parent import end_with_parent
 from prism_nemo.quiet import quiet
-from prism_nemo.runtime.parent import end_with_parent
 from prism_nemo.runtime.signals import outlive_signals
 
 end_with_parent(os.getppid())

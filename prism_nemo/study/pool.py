@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from prism_nemo.errors import InputError, PrismError, StoppedEarly
+from prism_nemo.parent import end_with_command
 from prism_nemo.run import source_commit, versions, write_json
-from prism_nemo.runtime.parent import end_with_command
 from prism_nemo.study.folders import Folders
 from prism_nemo.study.plan import Cell
 from prism_nemo.study.settings import StudySettings, check_settings

@@ -220,6 +220,28 @@ def test_kill_9_at_any_time_leaves_nothing_that_opens_and_the_next_run_ends_with
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_leftovers_that_their_writer_removes_meanwhile_are_no_error(
+    corpus: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a build that was killed is still at work for a moment, and gives up or renames what it writes."""
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    leftovers = [out / ".tmp-host-1-a.bin", out / "parts" / ".tmp-host-1-a.part"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    remove, vanished = Path.unlink, []
+
+    def just_before(path: Path, missing_ok: bool = False) -> None:
+        if path in leftovers:
+            vanished.append(path)
+            remove(path)
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", just_before)
+    build_mixture(load_mixture(corpus), tokenizer, out)
+    assert sorted(vanished) == leftovers
+
+
 def test_workers_end_when_their_parent_is_killed(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [words("abcdef", 100, i) for i in range(3000)])
     path = tmp_path / "m.yaml"

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from prism_nemo.checkpoint.native import find_latest
 from prism_nemo.config import InTrainingConfig, ParallelConfig
 from prism_nemo.evaluation.in_training.evaluator import steps_evaluated, told
 from prism_nemo.evaluation.in_training.suite import Suite
+from prism_nemo.parent import end_with_parent
 from prism_nemo.run import RunDirectory, write_json
 
 FOLDER = "evaluations"
@@ -166,17 +166,6 @@ class CheckpointEvaluation:
         self._child = None
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed run cannot end it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def evaluate_request(request: dict[str, Any]) -> dict[str, float]:
     """Evaluate one checkpoint in this process, alone.
 
@@ -204,7 +193,7 @@ def evaluate_request(request: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     """Run as ``python -m``, with the request as the only argument."""
     request = json.loads(sys.argv[1])
-    _end_with(request["parent"])
+    end_with_parent(request["parent"])  # a killed run cannot end it
     os.nice(10)  # training comes first
     write_json(Path(request["result"]), evaluate_request(request))
 

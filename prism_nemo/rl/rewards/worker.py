@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import resource
@@ -10,18 +9,15 @@ import signal
 import sys
 from typing import IO
 
+from prism_nemo.parent import end_with_parent
 from prism_nemo.rl.rewards.judge import verdict_of
 from prism_nemo.rl.rewards.pool import HEADER
-
-_PR_SET_PDEATHSIG = 1
 
 
 def _prepare(parent: int, memory_gb: float) -> tuple[IO[bytes], IO[bytes]]:
     """Limits, and pipes that a verifier which prints or reads cannot disturb."""
     # A trainer that was killed cannot tell its workers, and one that computes for ever does not look at its pipe.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with_parent(parent)
     size = int(memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
