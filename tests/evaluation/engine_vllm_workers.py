@@ -10,21 +10,13 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stand_in"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
 
 import vllm
-from generation_workers import load_model
+from engine_vllm_calls import Answers, answers
 
-from prism_nemo.config import ParallelConfig
-from prism_nemo.data.tokenizer import load_tokenizer
 from prism_nemo.errors import PrismError
-from prism_nemo.evaluation.engines.contract import Continuation, Likelihood
-from prism_nemo.evaluation.engines.megatron import MegatronModel
-from prism_nemo.evaluation.engines.vllm import VLLMModel
-from prism_nemo.generation.requests import Request, Response
-from prism_nemo.runtime import start, stop
+from prism_nemo.runtime import stop
 
-Answers = tuple[list[Response], list[Likelihood]]
 scoring_faults: set[str] = set()
 
 
@@ -69,32 +61,26 @@ class ScoringLLM(vllm.LLM):
         return entries
 
 
-def both(
-    hf_dir: str,
-    tokenizer: str,
-    folder: str,
-    requests: list[Request],
-    continuations: list[Continuation],
-    layout: ParallelConfig,
-) -> tuple[Answers, Answers, int, list[str]]:
-    """What vLLM and our engine answer; vLLM's longest length; and what is said with each fault."""
+def both(*args: Any) -> tuple[Answers, Answers, int]:
+    """What vLLM and our engine answer; vLLM's longest length."""
     vllm.LLM, vllm.SamplingParams = ScoringLLM, SamplingParams  # type: ignore[misc]
-    model = load_model(hf_dir, start(layout, seed=0))
-    known = load_tokenizer(tokenizer)
-    theirs = VLLMModel(model, known, Path(folder), torch.float32)
-    ours = MegatronModel(model, known)
-    found = (
-        (theirs.generate(requests), theirs.score(continuations)),
-        (ours.generate(requests), ours.score(continuations)),
-    )
+    theirs, ours, engine = answers(*args)
+    longest = engine.max_length
+    stop()
+    return theirs, ours, longest
+
+
+def faulty(*args: Any) -> list[str]:
+    """What is said with each fault."""
+    vllm.LLM, vllm.SamplingParams = ScoringLLM, SamplingParams  # type: ignore[misc]
+    engine, continuations = answers(*args)[2], args[4]
     said = []
     for fault in ("loses a row", "no prompt log-probabilities"):
         scoring_faults.add(fault)
         try:
-            theirs.score(continuations)
+            engine.score(continuations)
         except PrismError as error:
             said.append(str(error))
         scoring_faults.clear()
-    longest = theirs.max_length
     stop()
-    return *found, longest, said
+    return said

@@ -1,13 +1,16 @@
-"""The vLLM engine, with a stand-in for vLLM that computes with transformers."""
+"""The vLLM engine, with a stand-in for vLLM that computes with transformers; slow ones with the published vLLM."""
 
 from __future__ import annotations
 
 import string
 from pathlib import Path
+from typing import Any
 
+import engine_vllm_published as published
+import engine_vllm_workers as stand_in
 import pytest
-from engine_vllm_workers import both
-from tiny_models import save_tiny
+import torch
+from tiny_models import hf_model, save_tiny
 from tiny_training import character_tokenizer
 
 from prism_nemo.config import ParallelConfig
@@ -30,21 +33,41 @@ CONTINUATIONS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("model")
-    character_tokenizer(save_tiny("llama", root / "hf"))
+    character_tokenizer(save_tiny("llama", root / "hf", head_dim=32))
     return root / "hf"
 
 
+def written_by_transformers(folder: Path, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens after a prompt."""
+    tokens = torch.tensor([prompt])
+    for _ in range(count):
+        best = hf_model(folder)(tokens).logits[0, -1].argmax()
+        tokens = torch.cat([tokens, best.reshape(1, 1)], 1)
+    return tokens[0, len(prompt) :].tolist()
+
+
+def requests() -> list[Request]:
+    """Greedy ones, most of which come to a letter, and stop there."""
+    return [Request([3 + i, 4, 5], SamplingParams(8, 0.0, stop_texts=tuple(string.ascii_lowercase))) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        pytest.param(stand_in.both, id="stand-in"),
+        pytest.param(published.both, id="published", marks=[pytest.mark.slow, published.vllm_published.needed]),
+    ],
+)
 @pytest.mark.parametrize("layout", [ParallelConfig(), ParallelConfig(2)], ids=lambda p: p.describe())
-def test_it_answers_as_our_engine_does(layout: ParallelConfig, folder: Path, tmp_path: Path) -> None:
+def test_it_answers_as_our_engine_does(layout: ParallelConfig, both: Any, folder: Path, tmp_path: Path) -> None:
     """Greedy, also up to a stop text, which vLLM is not told; log-probabilities within rounding of two programs.
 
     vLLM has to write a token after what it scores: two tokens fewer than the model has positions.
     """
-    requests = [
-        Request([3 + i, 4, 5], SamplingParams(8, 0.0, stop_texts=tuple(string.ascii_lowercase))) for i in range(12)
-    ]
-    args = (str(folder), str(folder), str(tmp_path / "vllm"), requests, CONTINUATIONS, layout)
-    (written, scored), (our_written, our_scored), longest, said = launch(both, *args, processes=layout.world_size)
+    likeliest = Continuation([3, 4, 5], written_by_transformers(folder, [3, 4, 5], 2))
+    asked = [*CONTINUATIONS, likeliest]
+    args = (str(folder), str(folder), str(tmp_path / "vllm"), requests(), asked, layout)
+    (written, scored), (our_written, our_scored), longest = launch(both, *args, processes=layout.world_size)
     assert longest == 126
     assert [(r.tokens, r.finished) for r in written] == [(r.tokens, r.finished) for r in our_written]
     assert {r.finished for r in written} == {True, False}
@@ -52,8 +75,14 @@ def test_it_answers_as_our_engine_does(layout: ParallelConfig, folder: Path, tmp
         if i != 2:  # it was cut at another length
             assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
         assert (own.tokens, own.greedy) == (other.tokens, other.greedy)
-    assert "vLLM gave 3 answers to 4 rows" in said[0]
-    assert "not to its" in said[1]
+    assert [likelihood.greedy for likelihood in scored] == [False, False, False, False, True]
+
+
+def test_scores_that_are_not_what_was_asked_are_errors(folder: Path, tmp_path: Path) -> None:
+    args = (str(folder), str(folder), str(tmp_path / "vllm"), requests(), CONTINUATIONS, ParallelConfig())
+    lost, without = launch(stand_in.faulty, *args)
+    assert "vLLM gave 3 answers to 4 rows" in lost
+    assert "not to its" in without
 
 
 def test_without_the_package_or_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

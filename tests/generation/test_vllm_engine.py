@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import vllm_workers as workers
 from tiny_models import save_tiny
+from vllm_calls import same_greedy
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.errors import InputError
@@ -29,19 +30,11 @@ def hf_dirs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("parallel", [ParallelConfig(2, 1), ParallelConfig(1, 2)], ids=lambda value: value.describe())
 def test_it_writes_what_the_native_engine_writes(parallel: ParallelConfig, hf_dirs: list[str], tmp_path: Path) -> None:
-    """Greedy, before and after all weights moved by 5 %; on every rank.
-
-    Two implementations in fp32: log-probabilities differ by rounding of some 1e-5; other weights by 1e-1.
-    """
+    """Greedy, before and after all weights moved by 5 %; on every rank."""
     everyone = launch(workers.native_and_vllm, hf_dirs, parallel, str(tmp_path / "vllm"), processes=2)
     assert everyone[0] == everyone[1]
-    for case, pairs in zip(CASES, everyone[0], strict=True):
-        for native, ours in pairs:
-            assert [(t, f) for t, _, f in ours] == [(t, f) for t, _, f in native], case
-            for (_, a, _), (_, b, _) in zip(native, ours, strict=True):
-                assert a == pytest.approx(b, abs=1e-4), case
-        (_, first), (_, second) = pairs
-        assert abs(first[0][1][0] - second[0][1][0]) > 1e-2, "the change of the weights must show"
+    for pairs in everyone[0]:
+        same_greedy(pairs)
 
 
 @pytest.fixture(scope="module")

@@ -10,68 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stand_in"))
 
 import vllm
+import vllm_calls
 from generation_workers import load_model
+from vllm_calls import PROMPTS, change, everyone, greedy, make, message, plain
 
 from prism_nemo.config import ParallelConfig
-from prism_nemo.errors import PrismError
-from prism_nemo.generation.engine import Engine
-from prism_nemo.generation.requests import Request, Response, SamplingParams
-from prism_nemo.generation.vllm import VLLMEngine
+from prism_nemo.generation.requests import Request, SamplingParams
 from prism_nemo.models.decoder import LanguageModel
 from prism_nemo.runtime import start, stop
 
-PROMPTS = [[3, 17, 101, 4, 9], [3, 17, 101, 4, 9], [88, 2, 61]]
 
-
-def greedy(new: int = 8) -> list[Request]:
-    """Greedy requests, two of which share a prompt."""
-    return [Request(prompt, SamplingParams(new, 0.0, stop_ids=(5, 6))) for prompt in PROMPTS]
-
-
-def make(model: LanguageModel, folder: str) -> VLLMEngine:
-    """An engine before its first refit."""
-    return VLLMEngine(model, Path(folder), torch.float32, 64, 0.25)
-
-
-def _plain(responses: list[Response]) -> list[tuple[list[int], list[float], bool]]:
-    return [(r.tokens, r.logprobs, r.finished) for r in responses]
-
-
-@torch.no_grad()
-def change(model: LanguageModel, names: str = "") -> None:
-    """Move every weight, or those with `names` in their name, as an update would, by an amount that shows."""
-    for name, parameter in model.named_parameters():
-        if names in name:
-            parameter.mul_(1.05)
-
-
-def _everyone(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def native_and_vllm(hf_dirs: list[str], parallel: ParallelConfig, folder: str) -> list[Any]:
-    """By rank and model: greedy responses of both engines, before and after the weights changed."""
-    runtime = start(parallel, seed=0)
-    found = []
-    for hf_dir in hf_dirs:
-        model = load_model(hf_dir, runtime)
-        engine, native = make(model, folder), Engine(model)
-        pairs = []
-        for _ in range(2):
-            engine.refit(model)
-            pairs.append((_plain(native.generate(greedy())), _plain(engine.generate(greedy()))))
-            change(model)
-        found.append(pairs)
-    everyone = _everyone(found)
-    stop()
-    return everyone
+def native_and_vllm(hf_dirs: list[str], parallel: ParallelConfig, folder: str) -> Any:
+    """See `vllm_calls.native_and_vllm`."""
+    return vllm_calls.native_and_vllm(hf_dirs, parallel, folder)
 
 
 def one_process(hf_dir: str, hybrid_dir: str, folder: str) -> dict[str, Any]:
@@ -86,12 +41,12 @@ def one_process(hf_dir: str, hybrid_dir: str, folder: str) -> dict[str, Any]:
     engine = make(model, folder)
     found: dict[str, Any] = {"random state kept": drawn() == before, "options": engine._llm.options}
     found["config"] = json.loads((Path(folder) / "config.json").read_text())
-    found["before refit"] = _message(lambda: engine.generate(greedy()))
+    found["before refit"] = message(lambda: engine.generate(greedy()))
     engine.refit(model)
     sampled = [
         Request(PROMPTS[0], SamplingParams(20, 1.0, stop_ids=(5, 6, 7), seed=seed)) for seed in (11, 12, 11, 2**127 + 3)
     ]
-    found["sampled"] = _plain(engine.generate(sampled))
+    found["sampled"] = plain(engine.generate(sampled))
     found["asked"] = engine._llm.asked
     hot = [Request(PROMPTS[2], SamplingParams(6, 0.5, top_k=9, top_p=0.9, seed=4))]
     written = engine.generate(hot)[0]
@@ -107,18 +62,10 @@ def one_process(hf_dir: str, hybrid_dir: str, folder: str) -> dict[str, Any]:
         "no prompt": Request([], SamplingParams(5)),
         "vocabulary": Request([149], SamplingParams(5)),
     }.items():
-        found[name] = _message(lambda request=request: engine.generate([request]))
+        found[name] = message(lambda request=request: engine.generate([request]))
     found["hybrid options"] = make(load_model(hybrid_dir, runtime), folder)._llm.options
     stop()
     return found
-
-
-def _message(function: Any) -> str:
-    try:
-        function()
-    except PrismError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def faulty(hf_dir: str, folder: str) -> dict[str, str]:
@@ -148,7 +95,7 @@ def faulty(hf_dir: str, folder: str) -> dict[str, str]:
             engine.refit(model)
             engine.generate(greedy(3))
 
-        found[fault] = _message(use)
+        found[fault] = message(use)
     stop()
     return found
 
@@ -160,6 +107,6 @@ def ranks_part(hf_dir: str, parallel: ParallelConfig, folder: str) -> list[str]:
     model = load_model(hf_dir, runtime)
     engine = make(model, folder)
     engine.refit(model)
-    found = _everyone(_message(lambda: engine.generate([Request(PROMPTS[0], SamplingParams(9, 1.0, seed=3))])))
+    found = everyone(message(lambda: engine.generate([Request(PROMPTS[0], SamplingParams(9, 1.0, seed=3))])))
     stop()
     return found

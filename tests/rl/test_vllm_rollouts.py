@@ -28,7 +28,8 @@ from prism_nemo.rl.train import check
 from prism_nemo.runtime.launch import launch
 
 
-def _config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLConfig:
+def run_config(policy: dict[str, str], run_dir: Path, **changes: Any) -> RLConfig:
+    """Four steps of 4 prompts with 8 responses of four tokens, at a learning rate that shows at once."""
     rollout = {"group_size": 8, "prompts_per_step": 4, "max_new_tokens": 4, "backend": "vllm"}
     values: dict[str, Any] = {
         "run_dir": str(run_dir),
@@ -58,8 +59,8 @@ def test_the_sampler_follows_the_policy(parallel: ParallelConfig, policy: dict[s
     At this learning rate one update moves a token's log-probability by 1e-1 (see the next test), so a refit that came
     late, or not at all, would show.
     """
-    run = _run(_config(policy, tmp_path / "run", parallel=parallel, train_steps=2))
-    _run(_config(policy, tmp_path / "run", parallel=parallel, train_steps=4))
+    run = _run(run_config(policy, tmp_path / "run", parallel=parallel, train_steps=2))
+    _run(run_config(policy, tmp_path / "run", parallel=parallel, train_steps=4))
     gaps = column(run, "logprob_gap")
     assert [line["step"] for line in numbers(run)] == [1, 2, 3, 4]
     assert max(gaps) < 1e-4
@@ -75,7 +76,9 @@ def _lines(run: Path) -> list[dict[str, Any]]:
 
 def test_a_sampler_that_stays_behind_stops_the_run_before_its_update(policy: dict[str, str], tmp_path: Path) -> None:
     """Its weights stay those of the first step; the first update shows in the second step, which is not taken."""
-    config = _config(policy, tmp_path / "run", checkpoint=CheckpointConfig(save_interval=1, keep=10, async_save=False))
+    config = run_config(
+        policy, tmp_path / "run", checkpoint=CheckpointConfig(save_interval=1, keep=10, async_save=False)
+    )
     with pytest.raises(
         PrismError, match=r"step 2: sampler and trainer have parted: .*gap \d.* \(limit 1e-03\)"
     ) as stop:
@@ -90,7 +93,7 @@ def test_a_sampler_that_stays_behind_stops_the_run_before_its_update(policy: dic
 def test_vllm_that_never_got_the_weights_is_refused(policy: dict[str, str], tmp_path: Path) -> None:
     """It begins with random weights, so the first batch shows it."""
     with pytest.raises(InputError, match=r"sampler and trainer disagree: .*The sampler is vllm: the same run with"):
-        _run(_config(policy, tmp_path / "run"), workers.train_without_the_first_refit)
+        _run(run_config(policy, tmp_path / "run"), workers.train_without_the_first_refit)
     assert find_latest(tmp_path / "run" / "checkpoints") is None
 
 
@@ -106,7 +109,7 @@ def test_backends_that_cannot_be_used(
     rollout: dict[str, Any], message: str, policy: dict[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check(_config(policy, tmp_path / "run", rollout=rollout))
+        check(run_config(policy, tmp_path / "run", rollout=rollout))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,6 @@
 """vLLM as what an evaluation asks, through the backend of rollouts: weights come from the Megatron model.
 
-Not yet run on a GPU: everything here but vLLM itself is tested with a stand-in.
+Tested with a stand-in and with vLLM itself on the CPU; not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,0 +1,19 @@
+"""What the slow tests of the vLLM engine run in processes of their own, with the published vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import engine_vllm_calls
+import vllm_published
+
+from prism_nemo.runtime import stop
+
+
+def both(*args: Any) -> tuple[Any, Any, int]:
+    """What vLLM and our engine answer; vLLM's longest length."""
+    vllm_published.use()
+    theirs, ours, engine = engine_vllm_calls.answers(*args)
+    longest = engine.max_length
+    stop()
+    return theirs, ours, longest
