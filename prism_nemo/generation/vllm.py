@@ -5,8 +5,8 @@ the tensor-parallel ranks of one vLLM model, which has a copy of the weights in 
 brings that copy up to date after every update. A copy that was not updated samples fluent text from an old policy and
 nothing shows it, so each step of a refit is checked; see `VLLMEngine.refit`.
 
-vLLM is imported when an engine is made, and never before: it is optional, and takes seconds. Tested with a stand-in that
-can be broken, and with vLLM itself on the CPU (tests/generation/vllm_published.py); not yet run on a GPU.
+vLLM is imported when an engine is made, and never before: it is optional, and takes seconds. Tested with a stand-in
+that can be broken, and with vLLM itself on the CPU (tests/generation/vllm_published.py); not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,0 +1,5 @@
+"""See the package."""
+
+from . import recipe
+
+__all__ = ["recipe"]

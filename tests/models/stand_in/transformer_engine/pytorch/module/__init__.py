@@ -1,0 +1,5 @@
+"""See the package."""
+
+from . import base
+
+__all__ = ["base"]

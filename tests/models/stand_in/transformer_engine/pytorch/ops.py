@@ -1,0 +1,9 @@
+"""Named in Megatron's annotations."""
+
+
+class FusibleOperation:
+    pass
+
+
+class Sequential:
+    pass
