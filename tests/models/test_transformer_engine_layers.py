@@ -26,14 +26,12 @@ LLAMA_3 = {
 CHANGES: dict[str, dict[str, Any]] = {"llama": {"rope_parameters": LLAMA_3}}
 
 
-def run(
-    cases: list[str], parallel: ParallelConfig, folder: Path, recompute: RecomputeConfig | None = None
-) -> dict[str, Any]:
+def run(cases: list[str], parallel: ParallelConfig, recompute: RecomputeConfig, folder: Path) -> dict[str, Any]:
     """See `transformer_engine_layers.compare`, by case."""
     request = {
         "cases": {case: str(save_tiny(case, folder / case, **CHANGES.get(case, {}))) for case in cases},
         "parallel": asdict(parallel),
-        "recompute": asdict(recompute or RecomputeConfig()),
+        "recompute": asdict(recompute),
         "out": str(folder / "found.json"),
     }
     (folder / "request.json").write_text(json.dumps(request))
@@ -44,28 +42,37 @@ def run(
     return json.loads((folder / "found.json").read_text())
 
 
+FULL, PARTS = RecomputeConfig("full"), RecomputeConfig("selective", modules=["core_attn", "mlp"])
+
+
 @pytest.mark.parametrize(
-    ("cases", "parallel"),
+    ("cases", "parallel", "recompute"),
     [
-        (["llama", "mistral-window", "granite-4"], ParallelConfig()),
-        (["llama", "granite"], ParallelConfig(2, sequence_parallel=True)),
-        (["llama-tied"], ParallelConfig(1, 2)),
-        (["mistral-window"], ParallelConfig(context_parallel_size=2)),
-        (["granite"], ParallelConfig(1, 1, 2, overlap_grad_reduce=True, overlap_param_gather=True)),
+        (["llama", "mistral-window", "granite-4"], ParallelConfig(), RecomputeConfig()),
+        (["granite"], ParallelConfig(2, sequence_parallel=True), RecomputeConfig()),
+        (["llama-tied"], ParallelConfig(1, 2), FULL),
+        (["mistral-window"], ParallelConfig(context_parallel_size=2), RecomputeConfig()),
+        (["granite"], ParallelConfig(1, 1, 2, overlap_grad_reduce=True, overlap_param_gather=True), PARTS),
     ],
-    ids=lambda value: "" if isinstance(value, list) else value.describe().replace(" ", "-"),
+    ids=["TP1", "TP2-SP", "PP2-recompute-full", "CP2", "DP2-overlap-recompute-selective"],
 )
-def test_they_are_the_same_model(cases: list[str], parallel: ParallelConfig, tmp_path: Path) -> None:
+def test_they_are_the_same_model(
+    cases: list[str], parallel: ParallelConfig, recompute: RecomputeConfig, tmp_path: Path
+) -> None:
     """Logits of transformers; losses, gradient norms and weights of the other layers over three updates on packed rows.
 
     In fp32: what differs is the order of sums, which three updates of 1e-3 make 1e-6 of.
     """
-    for case, found in run(cases, parallel, tmp_path).items():
+    for case, found in run(cases, parallel, recompute, tmp_path).items():
         layers = 4 // parallel.pipeline_model_parallel_size
         assert found["layers"] == 2 * layers, case
         assert found["attention"] == (layers if parallel.context_parallel_size == 1 else 0), case
         assert found["local layers"] == 0
         assert found.get("from transformers", 0.0) < 1e-4, case
+        if "written" in found:
+            (tokens, numbers), (expected, others) = found["written"]["te"], found["written"]["local"]
+            assert tokens == expected, case
+            assert numbers == pytest.approx(others, abs=1e-4), case
         assert found["steps"]["te"] == pytest.approx(found["steps"]["local"], rel=1e-5), case
         assert found["weights"] < 1e-5, case
         assert found["other keys"] == [], case

@@ -28,6 +28,9 @@ from training_workers import _trainer
 from prism_nemo.checkpoint import native
 from prism_nemo.checkpoint.gathered import gathered_hf_tensors
 from prism_nemo.config import OptimizerConfig, ParallelConfig, RecomputeConfig
+from prism_nemo.generation.engine import Engine
+from prism_nemo.generation.requests import Request, SamplingParams
+from prism_nemo.generation.score import Row, score_rows
 from prism_nemo.models.forward import forward_logits
 from prism_nemo.models.recompute import recompute_fields
 from prism_nemo.runtime import Runtime, start, stop
@@ -72,6 +75,18 @@ def _from_transformers(trainer: Any, folder: str) -> float:
     return found.item()
 
 
+def _written(trainer: Any) -> list[Any]:
+    """Greedy responses of the rollout engine, which reads the weights by name, and what scoring says to them."""
+    trainer.model.eval()
+    requests = [Request(prompt, SamplingParams(8, 0.0)) for prompt in ([3, 17, 101, 4, 9], [88, 2, 61])]
+    responses = Engine(trainer.raw).generate(requests)
+    rows = [Row(tuple(r.prompt + r.tokens), len(r.prompt)) for r in responses]
+    scored = score_rows(trainer.raw, rows)
+    trainer.model.train()
+    numbers = [x for r, s in zip(responses, scored, strict=True) for x in (*r.logprobs, *s.logprobs)]
+    return [[r.tokens for r in responses], numbers]
+
+
 def compare(folder: str, runtime: Runtime, recompute: RecomputeConfig, scratch: Path) -> dict[str, Any]:
     """Forward, updates, and checkpoints that go from one kind of layers to the other."""
     layout = runtime.parallel
@@ -90,6 +105,7 @@ def compare(folder: str, runtime: Runtime, recompute: RecomputeConfig, scratch: 
     }
     if layout.context_parallel_size == 1:
         found["from transformers"] = _from_transformers(trainers["te"], folder)
+        found["written"] = {kind: _written(trainer) for kind, trainer in trainers.items()}
     found["steps"] = {kind: _steps(trainer, 0, 3) for kind, trainer in trainers.items()}
     found["weights"] = _difference(*(_weights(trainer) for trainer in trainers.values()))
     architecture = trainers["te"].raw.architecture
