@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -26,7 +27,9 @@ LLAMA_3 = {
 CHANGES: dict[str, dict[str, Any]] = {"llama": {"rope_parameters": LLAMA_3}}
 
 
-def run(cases: list[str], parallel: ParallelConfig, recompute: RecomputeConfig, folder: Path) -> dict[str, Any]:
+def run(
+    cases: list[str], parallel: ParallelConfig, recompute: RecomputeConfig, folder: Path, **environment: str
+) -> dict[str, Any]:
     """See `transformer_engine_layers.compare`, by case."""
     request = {
         "cases": {case: str(save_tiny(case, folder / case, **CHANGES.get(case, {}))) for case in cases},
@@ -37,7 +40,7 @@ def run(cases: list[str], parallel: ParallelConfig, recompute: RecomputeConfig, 
     (folder / "request.json").write_text(json.dumps(request))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={parallel.world_size}"]
     command = [sys.executable, *torchrun * (parallel.world_size > 1), str(PROGRAM), str(folder / "request.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads((folder / "found.json").read_text())
 
@@ -68,6 +71,7 @@ def test_they_are_the_same_model(
         assert found["layers"] == 2 * layers, case
         assert found["attention"] == (layers if parallel.context_parallel_size == 1 else 0), case
         assert found["local layers"] == 0
+        assert found["optimizer"] == "FusedAdam"
         assert found.get("from transformers", 0.0) < 1e-4, case
         if "written" in found:
             (tokens, numbers), (expected, others) = found["written"]["te"], found["written"]["local"]
@@ -78,3 +82,14 @@ def test_they_are_the_same_model(
         assert found["other keys"] == [], case
         for kind, other in (("te", "local"), ("local", "te")):
             assert found[f"{other} loaded into {kind}"] == pytest.approx(found[f"{other} goes on"], rel=1e-5), case
+
+
+def test_its_optimizer_is_torchs_adamw(tmp_path: Path) -> None:
+    """The same updates, by an optimizer that counts its steps by group and is saved and loaded on other ways."""
+    steps = {}
+    for name, environment in (("FusedAdam", {}), ("AdamW", {"STAND_IN_WITHOUT_OPTIMIZERS": "1"})):
+        (tmp_path / name).mkdir()
+        found = run(["llama"], ParallelConfig(), RecomputeConfig(), tmp_path / name, **environment)["llama"]
+        assert found["optimizer"] == name
+        steps[name] = [*found["steps"]["te"], *found["local loaded into te"]]
+    assert steps["FusedAdam"] == pytest.approx(steps["AdamW"], rel=1e-5)

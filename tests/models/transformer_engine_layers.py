@@ -101,6 +101,7 @@ def compare(folder: str, runtime: Runtime, recompute: RecomputeConfig, scratch: 
     found: dict[str, Any] = {
         "layers": modules.count(TELayerNormColumnParallelLinear),
         "attention": modules.count(TEDotProductAttention),
+        "optimizer": type(getattr(trainers["te"].optimizer, "optimizer", None)).__name__,
         "local layers": sum(m is TELayerNormColumnParallelLinear for m in map(type, trainers["local"].raw.modules())),
     }
     if layout.context_parallel_size == 1:
