@@ -1,7 +1,7 @@
 """Generated tokens/s of the rollout engine and of transformers' `generate`, interleaved in one process.
 
     python benchmarks/rollout.py [--json] [--rounds 3] [--requests 512] [--samples 1] [--cases dense hybrid]
-                                 [--dtypes fp32 bf16]
+                                 [--dtypes fp32 bf16] [--peer-batches 32 64 128 256]
 
 The same weights, the same prompts of 32 tokens, greedy; with `--temperature 1` sampled on both sides, as rollouts of
 RL are. Response lengths are drawn from 8 to 128 and forced on both sides: ours by each request's max_new_tokens, the
@@ -147,16 +147,23 @@ def timed(sampler: Sampler, prompts: list[list[int]], lengths: list[int]) -> tup
 
 
 def measure(
-    case: str, kind: str, rounds: int, requests: int, samples: int, slots: int, temperature: float
+    case: str,
+    kind: str,
+    rounds: int,
+    requests: int,
+    samples: int,
+    slots: int,
+    temperature: float,
+    batches: tuple[int, ...] = BATCHES,
 ) -> dict[str, Any]:
-    """Find the peer's best setting, then alternate."""
+    """Find the peer's best setting among these batch sizes and all caches, then alternate."""
     shape, dtype = CASES[case], DTYPES[kind]
     runtime = dataclasses.replace(start(ParallelConfig(), seed=0), dtype=dtype)
     mine, model = ours(shape, runtime, slots, temperature)
     setting = peer(model, shape, dtype, temperature)
     prompts, lengths = workload(requests, samples)
     few = max(BATCHES)
-    settings = {(batch, cache): setting(batch, cache) for batch in BATCHES for cache in CACHES[case]}
+    settings = {(batch, cache): setting(batch, cache) for batch in batches for cache in CACHES[case]}
     tried = {name: timed(sampler, prompts[:few], lengths[:few])[0] for name, sampler in settings.items()}
     best = max(tried, key=lambda name: tried[name])
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -170,8 +177,9 @@ def measure(
     stop()
     ratios = [a / b for a, b in zip(rates["ours"], rates["peer"], strict=True)]
     same = sum(a == b for a, b in zip(written["ours"], written["peer"], strict=True))
+    restricted = "" if batches == BATCHES else f" (batch {', '.join(map(str, batches))})"
     return {
-        "name": f"rollout {case} {kind}: ours / transformers generate",
+        "name": f"rollout {case} {kind}: ours / transformers generate{restricted}",
         "ours": round(statistics.median(rates["ours"]), 1),
         "peer": round(statistics.median(rates["peer"]), 1),
         "unit": "tokens/s",
@@ -200,12 +208,13 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, choices=(0.0, 1.0), default=0.0)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--peer-batches", nargs="+", type=int, choices=BATCHES, default=list(BATCHES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for case in arguments.cases:
         for kind in arguments.dtypes:
             options = arguments.rounds, arguments.requests, arguments.samples, arguments.slots, arguments.temperature
-            result = measure(case, kind, *options)
+            result = measure(case, kind, *options, tuple(arguments.peer_batches))
             if arguments.json:
                 print(json.dumps(result), flush=True)
             else:
