@@ -14,14 +14,15 @@ with `--samples 8` each is answered eight times, as in GRPO, which ours reads on
 - `dense`: Llama-shaped, 8.9M parameters.
 - `hybrid`: Nemotron-H-shaped, 8.6M parameters: Mamba-2, attention and MLP layers.
 
-What bounds greedy `dense` in fp32 (one core of a shared EPYC 9004; 512 requests, 9.4 s by thread time, 13.1 before the
-kernels of `prism_nemo.generation.cpu_kernels`): 67 % are products with weights, at 96 of the 95 to 110 GFLOP/s that
-the core does in any product; 15 % attention, bound by the 12 to 15 GB/s at which it reads keys and values; 3 % the
-choice of tokens, 3 % prompts but for their products, 3 % norms and gates; the rest is moving rows and Python. The
+What bounds greedy `dense` in fp32 (one core of a shared EPYC 9004; 512 requests, 9.4 s by thread time, 13.1 before
+the kernels of `prism_nemo.generation.cpu_kernels`): 67 % are products with weights, at 96 of the 95 to 110 GFLOP/s
+that the core does in any product; 15 % attention, bound by the 12 to 15 GB/s at which it reads keys and values; 3 %
+the choice of tokens, 3 % prompts but for their products, 3 % norms and gates; the rest is moving rows and Python. The
 products alone allow 5,300 tokens/s; the peer writes 1,380 to 1,480 in its best setting, 256 rows, so 3 times its rate
 leaves 1.3 to 1.8 s for all else, and 2.7 is reached. In use already: attention, norms, gates and choice as kernels of
-our own, and of prompts the last layer for their last token alone. Against the peer's batch of 32 (`--peer-batches 32`) the ratio is 4.1. In
-bf16, and where tokens are sampled (12 ms per 256 rows in torch, 1.2 here), 3 is reached against its best setting too.
+our own, and of prompts the last layer for their last token alone. Against the peer's batch of 32 (`--peer-batches
+32`) the ratio is 4.1. In bf16, and where tokens are sampled (12 ms per 256 rows in torch, 1.2 here), 3 is reached
+against its best setting too.
 """
 
 from __future__ import annotations
