@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+
+from prism_nemo.evaluation import run as evaluation
+from prism_nemo.evaluation.settings import EvaluateConfig
 
 CHILD = """
 import sys, time
@@ -66,3 +72,13 @@ def test_a_process_ends_with_a_parent_that_is_killed(module: str, name: str, cal
 def test_one_whose_parent_ended_before_it_could_ask_ends_at_once(command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=100, input="")
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False), done.stderr
+
+
+def test_ranks_that_torchrun_started_evaluate_no_longer_than_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of `launch` end with the command anyway; torchrun's would hold the folder until the last answer."""
+    asked: list[int] = []
+    monkeypatch.setattr(evaluation, "end_with_parent", asked.append)
+    monkeypatch.setattr(evaluation, "led", lambda model, work: None)
+    opened: Any = SimpleNamespace(model=None)
+    evaluation.evaluate_opened(opened, EvaluateConfig(model="x", out="y"))
+    assert asked == [os.getppid()]

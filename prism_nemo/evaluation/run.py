@@ -39,6 +39,7 @@ from prism_nemo.evaluation.question import EvaluationTask
 from prism_nemo.evaluation.result import Evaluation, QuestionResult, TaskScore
 from prism_nemo.evaluation.settings import EvaluateConfig, check_settings
 from prism_nemo.evaluation.suites.build import Suite, build_suite, check_long_context, check_suite_name
+from prism_nemo.parent import end_with_parent
 from prism_nemo.training.progress import Progress
 
 
@@ -93,6 +94,8 @@ def check_suite(suite: Suite, settings: EvaluateConfig) -> None:
 
 def evaluate_opened(opened: OpenedModel, settings: EvaluateConfig) -> Evaluation | None:
     """What each rank does with its part of the model; the result is rank 0's."""
+    # Also ranks of torchrun: one that is killed cannot tell them, and they would hold the folder until the last answer.
+    end_with_parent(os.getppid())
     if settings.suite == "retention":
         from prism_nemo.evaluation.harness.run import HarnessSettings, run_harness
 

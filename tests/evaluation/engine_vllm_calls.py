@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from prism_nemo.evaluation.engines.contract import Continuation, Likelihood
 from prism_nemo.evaluation.engines.megatron import MegatronModel
 from prism_nemo.evaluation.engines.vllm import VLLMModel
 from prism_nemo.generation.requests import Request, Response
-from prism_nemo.runtime import start
+from prism_nemo.runtime import start, stop
 
 Answers = tuple[list[Response], list[Likelihood]]
 
@@ -43,3 +44,11 @@ def answers(
         (ours.generate(requests), ours.score(continuations)),
         theirs,
     )
+
+
+def both(*args: Any) -> tuple[Answers, Answers, int]:
+    """The same answers, and the longest that vLLM reads."""
+    theirs, ours, engine = answers(*args)
+    longest = engine.max_length
+    stop()
+    return theirs, ours, longest

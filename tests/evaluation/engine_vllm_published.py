@@ -7,13 +7,8 @@ from typing import Any
 import engine_vllm_calls
 import vllm_published
 
-from prism_nemo.runtime import stop
-
 
 def both(*args: Any) -> tuple[Any, Any, int]:
     """What vLLM and our engine answer; vLLM's longest length."""
     vllm_published.use()
-    theirs, ours, engine = engine_vllm_calls.answers(*args)
-    longest = engine.max_length
-    stop()
-    return theirs, ours, longest
+    return engine_vllm_calls.both(*args)

@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stand_in"))
 
+import engine_vllm_calls
 import vllm
 from engine_vllm_calls import Answers, answers
 
@@ -64,10 +65,7 @@ class ScoringLLM(vllm.LLM):
 def both(*args: Any) -> tuple[Answers, Answers, int]:
     """What vLLM and our engine answer; vLLM's longest length."""
     vllm.LLM, vllm.SamplingParams = ScoringLLM, SamplingParams  # type: ignore[misc]
-    theirs, ours, engine = answers(*args)
-    longest = engine.max_length
-    stop()
-    return theirs, ours, longest
+    return engine_vllm_calls.both(*args)
 
 
 def faulty(*args: Any) -> list[str]:

@@ -5,9 +5,11 @@ Neither is imported here: the modules that do (vllm_workers.py, vllm_published.p
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -47,6 +49,11 @@ def change(model: LanguageModel, names: str = "") -> None:
     for name, parameter in model.named_parameters():
         if names in name:
             parameter.mul_(1.05)
+
+
+def drawn() -> list[Any]:
+    """Where this process's random generators stand."""
+    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
 
 
 def everyone(value: Any) -> list[Any]:

@@ -11,18 +11,16 @@ quantised as they are, and here it is made to.
 from __future__ import annotations
 
 import os
-import random
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import vllm_calls
 from generation_workers import load_model
-from vllm_calls import change, greedy, make, message, plain
+from vllm_calls import change, drawn, greedy, make, message, plain
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.generation.engine import Engine
@@ -81,9 +79,6 @@ def one_process(hf_dir: str, folder: str) -> dict[str, Any]:
     use()
     runtime = start(ParallelConfig(), seed=0)
     model = load_model(hf_dir, runtime)
-
-    def drawn() -> list[Any]:
-        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
 
     before = drawn()
     engine, native = make(model, folder, 512), Engine(model)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stand_in"))
@@ -16,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "stand_in"))
 import vllm
 import vllm_calls
 from generation_workers import load_model
-from vllm_calls import PROMPTS, change, everyone, greedy, make, message, plain
+from vllm_calls import PROMPTS, change, drawn, everyone, greedy, make, message, plain
 
 from prism_nemo.config import ParallelConfig
 from prism_nemo.generation.requests import Request, SamplingParams
@@ -33,9 +31,6 @@ def one_process(hf_dir: str, hybrid_dir: str, folder: str) -> dict[str, Any]:
     """What an engine was built with and what it passes on; state of the random generators before and after."""
     runtime = start(ParallelConfig(), seed=0)
     model = load_model(hf_dir, runtime)
-
-    def drawn() -> list[Any]:
-        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
 
     before = drawn()
     engine = make(model, folder)
